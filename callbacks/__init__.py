@@ -1,0 +1,1 @@
+"""Callbacks: evaluation, predictions, figures, and what keeps a run safe."""

@@ -1,0 +1,1 @@
+"""Metrics with state, as torchmetrics classes."""

@@ -1,0 +1,1 @@
+"""Datamodules, named after the data they serve."""

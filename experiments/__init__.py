@@ -1,0 +1,1 @@
+"""The command and everything that runs: the only place that imports all three packages."""

@@ -1,0 +1,1 @@
+"""Pure functions of tensors and arrays, shared by methods, datamodules and callbacks: no files, no global state."""
