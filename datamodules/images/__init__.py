@@ -1,0 +1,1 @@
+"""Finding and decoding images: folders, manifests, and scenes that need no files."""

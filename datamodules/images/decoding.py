@@ -1,0 +1,290 @@
+"""Image files to arrays: every common format and mode, upright, 8 bits, or one precise reason why not."""
+
+import contextlib
+import multiprocessing
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from datamodules.images.errors import UnreadableImageError
+
+MAX_PIXELS = 250_000_000  # three times a 100-megapixel camera's back; 750 MB as an array
+
+# The classes themselves, not `Image.open`: its limit on pixels is a global of the process, below ours.
+_READERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+}
+_JPEG_END = b"\xff\xd9"
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    target_size: int | None = None,
+    mode: Literal["RGB", "RGBA"] = "RGB",
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.uint8]:
+    """Returns an upright, writable uint8 array (H, W, 3) or (H, W, 4), or raises `UnreadableImageError`.
+
+    What the file says by EXIF about its orientation is applied. For RGB, transparent pixels are laid on white and
+    alpha is dropped; for RGBA, alpha is straight and 255 where the file has none. 16-bit values are divided by
+    257. Float and 32-bit values are kept if they lie in [0, 255], multiplied by 255 if floats lie in [0, 1], and
+    else stretched from their least to their greatest. Colour profiles are ignored. Animations give their first frame.
+
+    Args:
+        path: a JPEG, PNG, WebP, TIFF, BMP or GIF file, whatever its name.
+        target_size: length of the shorter side that the caller needs. A JPEG is then decoded at 1/2, 1/4 or 1/8
+            where that is not below this length; the result is often larger, and the caller resizes it.
+        mode: channels of the result.
+        max_pixels: an image with more pixels is refused by its header, before memory is taken for it. Pillow
+            refuses WebP and TIFF above 179 million pixels in any case.
+
+    Raises:
+        UnreadableImageError: the file is missing, forbidden, a folder, empty, no image, cut, damaged or too large.
+    """
+    if target_size is not None and target_size < 1:
+        raise ValueError(f"target_size must be at least 1, got {target_size}; leave it out for full size")
+    name = os.fspath(path)
+    try:
+        with _open_regular(name) as file, _quiet_libraries():
+            return _decode(name, file, target_size, mode, max_pixels)
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # a hostile file can raise anything inside Pillow; a worker must survive it
+        raise UnreadableImageError(name, _describe(error)) from error
+
+
+def read_resized(path: str | os.PathLike[str], size: int) -> NDArray[np.uint8]:
+    """Returns the RGB image with a shorter side of exactly `size`, averaging areas where it shrinks."""
+    image = read_image(path, size)
+    height, width = image.shape[:2]
+    scale = size / min(height, width)
+    if scale == 1:
+        return image
+    size_wh = (max(size, round(width * scale)), max(size, round(height * scale)))
+    if scale > 1:
+        return np.asarray(cv2.resize(image, size_wh, interpolation=cv2.INTER_CUBIC), np.uint8)
+    if scale > 0.5:  # OpenCV averages whole factors of areas fast and others slowly: half the time, by one step
+        twice_wh = (2 * size_wh[0], 2 * size_wh[1])
+        image = np.asarray(cv2.resize(image, twice_wh, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keeps out of the terminal what Pillow and C libraries remark about data without naming the file.
+
+    The C libraries write to the process's standard error, which is put aside only where no other thread can be
+    writing to it: in workers, and in programs of one thread.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if multiprocessing.parent_process() is not None or threading.active_count() == 1:
+            with contextlib.suppress(OSError):  # a daemon without a standard error
+                kept = os.dup(2)
+                stack.callback(os.close, kept)
+                stack.callback(os.dup2, kept, 2)
+                silence = os.open(os.devnull, os.O_WRONLY)
+                stack.callback(os.close, silence)
+                os.dup2(silence, 2)
+        yield
+
+
+def _open_regular(path: str) -> BinaryIO:
+    """Refuses what would block or fail oddly when read as a file."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise UnreadableImageError(path, "it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableImageError(path, "it is not a regular file")
+    if status.st_size == 0:
+        raise UnreadableImageError(path, "the file is empty")
+    return Path(path).open("rb")
+
+
+def _decode(
+    path: str, file: BinaryIO, target_size: int | None, mode: Literal["RGB", "RGBA"], max_pixels: int
+) -> NDArray[np.uint8]:
+    head = file.read(32)
+    file.seek(0)
+    kind = _kind(head)
+    if kind is None:
+        what = "HEIC, AVIF or video" if head[4:8] == b"ftyp" else "not an image"
+        raise UnreadableImageError(path, f"{what}; JPEG, PNG, WebP, TIFF, BMP and GIF can be read")
+    try:
+        image = _READERS[kind](file)
+        width, height = image.size
+        if width * height > max_pixels:
+            limit = f"the limit of {max_pixels} pixels"
+            raise UnreadableImageError(path, f"decompression bomb: {width}x{height} is above {limit}")
+        if kind == "JPEG":
+            file.seek(0)
+            return _decode_jpeg(image, file.read(), target_size, mode)
+        return _convert(image, mode)
+    except UnreadableImageError:
+        raise
+    except Exception as error:
+        raise UnreadableImageError(path, _fault(kind, head, file, error)) from error
+
+
+def _kind(head: bytes) -> str | None:
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    starts = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP", b"GIF8": "GIF"}
+    return next((kind for start, kind in starts.items() if head.startswith(start)), None)
+
+
+def _decode_jpeg(
+    image: ImageFile.ImageFile, data: bytes, target_size: int | None, mode: Literal["RGB", "RGBA"]
+) -> NDArray[np.uint8]:
+    """OpenCV where its answer can be trusted, else Pillow, which is slower and knows CMYK and cut files."""
+    scale = _reduction(image.size, target_size)
+    if image.mode in ("RGB", "L") and data[-64:].rstrip(b"\0\r\n ").endswith(_JPEG_END):
+        orientation = _orientation(image)
+        pixels = _decode_by_opencv(data, scale)
+        if pixels is not None and pixels.shape[:2] == tuple(-(-side // scale) for side in image.size[::-1]):
+            upright = _turn(pixels, orientation)
+            return upright if mode == "RGB" else _with_opaque_alpha(upright)
+    if scale > 1:
+        image.draft(None, (target_size or 1, target_size or 1))
+    return _convert(image, mode)
+
+
+def _reduction(size_wh: tuple[int, int], target_size: int | None) -> int:
+    fitting = min(size_wh) // target_size if target_size else 1
+    return next((scale for scale in (8, 4, 2) if scale <= fitting), 1)
+
+
+def _decode_by_opencv(data: bytes, scale: int) -> NDArray[np.uint8] | None:
+    reduced = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
+    flags = reduced.get(scale, cv2.IMREAD_REDUCED_GRAYSCALE_8)  # "grayscale" only lacks the bit for BGR
+    flags |= cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+    return None if pixels is None else np.asarray(pixels, np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken metadata of a good picture
+        return 1
+
+
+def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """EXIF orientations 2 to 8 to upright; anything else is upright already."""
+    turns: dict[int, Callable[[], object]] = {
+        2: lambda: cv2.flip(pixels, 1),
+        3: lambda: cv2.flip(pixels, -1),
+        4: lambda: cv2.flip(pixels, 0),
+        5: lambda: cv2.transpose(pixels),
+        6: lambda: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+        7: lambda: cv2.flip(cv2.transpose(pixels), -1),
+        8: lambda: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+    }
+    return np.asarray(turns[orientation](), np.uint8) if orientation in turns else pixels
+
+
+def _with_opaque_alpha(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA), np.uint8)
+
+
+def _convert(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> NDArray[np.uint8]:
+    image.load()
+    with contextlib.suppress(Exception):  # broken metadata of a good picture
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_eight_bits(image))
+    if image.mode == "La":  # Pillow converts premultiplied grey to nothing else
+        image = image.convert("LA")
+    if mode == "RGBA":
+        return np.array(image.convert("RGBA"))
+    if image.has_transparency_data:
+        transparent = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), transparent)
+    return np.array(image.convert("RGB"))
+
+
+def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """The rule of `read_image` for deeper pixels."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I;16"):
+        deepest = 4095.0 if _tiff_tag(image, TiffImagePlugin.BITSPERSAMPLE) == 12 else 65535.0
+        values *= 255 / deepest
+        if (
+            _tiff_tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+        ):  # white is zero; Pillow turns only 8 bits over
+            values = 255 - values
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        values *= 255
+    elif low < 0 or high > 255:
+        values = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
+    return np.rint(values).astype(np.uint8)
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> object:
+    value = getattr(image, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _fault(kind: str, head: bytes, file: BinaryIO, error: Exception) -> str:
+    text = _describe(error)
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit for WebP and TIFF
+        return f"decompression bomb: {text}"
+    if "truncated" in text.lower() or _lacks_its_end(kind, head, file):
+        return f"truncated {kind} file ({text})"
+    # A TIFF does not tell its length.
+    unsure = "truncated, damaged or unsupported" if kind == "TIFF" else "damaged or unsupported"
+    return f"{unsure} {kind} file ({text})"
+
+
+def _lacks_its_end(kind: str, head: bytes, file: BinaryIO) -> bool:
+    size = file.seek(0, os.SEEK_END)
+    if kind == "WebP":
+        return int.from_bytes(head[4:8], "little") + 8 > size
+    file.seek(max(0, size - 64))
+    tail = file.read()
+    ends = {"JPEG": _JPEG_END, "PNG": b"IEND", "GIF": b";"}
+    return kind in ends and ends[kind] not in tail
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Per-sample work on the CPU: compositing, copy edits, compression, views."""
