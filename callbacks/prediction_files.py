@@ -1,0 +1,163 @@
+"""Files that a run can be killed in the middle of: JSON lines without torn ends, images that are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+ImageFormat = Literal["png", "jpg"]
+TEMPORARY_SUFFIX = ".part"
+
+
+class JsonLines:
+    """Appends records to a file that holds complete lines at every moment, also when the disk is full."""
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        """Open for appending; a torn last line is cut off, with `fresh` everything is."""
+        self.path = path
+        self._size = 0 if fresh else complete_size(path)
+        with explained(path):
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.ftruncate(self._file, self._size)
+            os.lseek(self._file, 0, os.SEEK_END)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one line; where that fails, none of it stays."""
+        line = json.dumps(record).encode() + b"\n"
+        with explained(self.path):
+            try:
+                _write_all(self._file, line)
+            except OSError:
+                os.ftruncate(self._file, self._size)
+                os.lseek(self._file, self._size, os.SEEK_SET)
+                raise
+        self._size += len(line)
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the body into one line that names the file and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"no space left to write {path}: free some and start again with the same output folder"
+        else:
+            text = f"cannot write {path}: {error.strerror or error}"
+        explanation = OSError(text)
+        explanation.errno = error.errno
+        raise explanation from error
+
+
+def complete_size(path: Path) -> int:
+    """Return the length of a file of lines up to its last newline; 0 if there is none."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off what follows the last newline."""
+    size = complete_size(path)
+    if path.stat().st_size > size:
+        os.truncate(path, size)
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of the complete lines, one at a time."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number}, is not JSON ({error.msg}): delete that line to go on"
+                ) from error
+
+
+def count_lines(path: Path) -> int:
+    """Return the number of newlines."""
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is there entirely or not at all."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with explained(path):
+        try:
+            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            try:
+                _write_all(file, data)
+            finally:
+                os.close(file)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def encode_image(pixels: NDArray[np.uint8], image_format: ImageFormat) -> bytes:
+    """Return the bytes of an image file; OpenCV lets other threads run meanwhile."""
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
+    if image_format == "jpg":
+        options = [cv2.IMWRITE_JPEG_QUALITY, 92]
+    else:
+        # Run-length strategy: half the time of the default one, and files of about the same size.
+        options = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_COMPRESSION, 1]
+    done, data = cv2.imencode(f".{image_format}", bgr, options)
+    if not done:
+        raise ValueError(f"OpenCV cannot encode an array of shape {pixels.shape} as {image_format}")
+    return data.tobytes()
+
+
+class ImageThreads:
+    """Encodes and writes images on a few threads; the caller waits for the futures."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prediction-writer")
+
+    def submit(self, path: Path, pixels: NDArray[np.uint8], image_format: ImageFormat) -> Future[None]:
+        """Write `pixels` to `path` some time soon."""
+        return self._pool.submit(_encode_and_write, path, pixels, image_format)
+
+    def close(self) -> None:
+        """Finish what has begun and drop the rest."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _encode_and_write(path: Path, pixels: NDArray[np.uint8], image_format: ImageFormat) -> None:
+    write_whole(path, encode_image(pixels, image_format))
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(file, view) :]
