@@ -39,17 +39,19 @@ class CompositingSettings:
         families: Weights of the layouts; a sample has one.
         modes: Weights of the blend modes.
         extent: Range of a mark's diagonal as a fraction of the image's diagonal.
+        shortest_px: Least length of a mark's shorter side: thinner, in small samples, nothing could be told apart.
         opacity: Range of the opacity.
         rotated_fraction: Share of free marks that are rotated.
         ink_threshold: Ink above this share of the mark's strongest alpha can be a label.
-        visible_change: Sum over RGB of the change, in levels of 255, from which a pixel is a label (CLWD uses 15).
+        visible_change: Sum over RGB of the change, in levels of 255, from which a pixel is a label. CLWD uses 15; the
+            compression and noise that follow here hide as much and more.
         visible_share: Share of a mark's ink that must change visibly, else it is drawn again.
         ignore_px: Width of the band around labels that counts neither way.
         degraded_fraction: Share of samples that are compressed, resized, blurred or made noisy afterwards.
     """
 
     clean_fraction: float = 0.2
-    sign_fraction: float = 0.15
+    sign_fraction: float = 0.12
     families: Mapping[str, float] = field(
         default_factory=lambda: {"logo": 0.34, "text": 0.22, "tiled": 0.16, "corner": 0.16, "diagonal": 0.12}
     )
@@ -60,13 +62,14 @@ class CompositingSettings:
         }
     )  # fmt: skip
     extent: tuple[float, float] = (0.1, 0.7)
+    shortest_px: int = 12
     opacity: tuple[float, float] = (0.3, 1.0)
     rotated_fraction: float = 0.5
     ink_threshold: float = 0.35
-    visible_change: int = 18
+    visible_change: int = 45
     visible_share: float = 0.6
     ignore_px: int = 1
-    degraded_fraction: float = 0.6
+    degraded_fraction: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,7 @@ def _place(
     diagonal = float(np.hypot(height, width))
     kind = family if family in ("logo", "text") else ("text" if rng.random() < 0.6 else "logo")
     if family == "tiled":
-        return _tile(shape, marks, kind, diagonal * rng.uniform(0.08, 0.3), rng)
+        return _tile(shape, *_legible(marks, rng, diagonal * rng.uniform(0.08, 0.3), kind, settings), rng)
     extent = diagonal * rng.uniform(*settings.extent)
     angle, center = 0.0, (rng.uniform(0, width), rng.uniform(0, height))
     if family == "diagonal":
@@ -237,10 +240,19 @@ def _place(
         extent = diagonal * rng.uniform(0.1, 0.35)
     elif rng.random() < settings.rotated_fraction:
         angle = rng.uniform(0, 360)
-    mark = marks.draw(rng, extent, kind)
+    mark, extent = _legible(marks, rng, extent, kind, settings)
     if family == "corner":
         center = _corner_center(mark, extent, (height, width), rng)
     return warp_mark(mark, extent, angle, center, (height, width))
+
+
+def _legible(
+    marks: Marks, rng: np.random.Generator, extent: float, kind: str, settings: CompositingSettings
+) -> tuple[Pixels, float]:
+    """Draw a mark and the diagonal at which its shorter side is long enough."""
+    mark = marks.draw(rng, max(extent, 8.0 * settings.shortest_px), kind)
+    shortest = settings.shortest_px * float(np.hypot(*mark.shape[:2])) / min(mark.shape[:2])
+    return mark, max(extent, min(shortest, 12.0 * settings.shortest_px))
 
 
 def _corner_center(
@@ -294,10 +306,9 @@ def _layer(premultiplied: Pixels, top: int, left: int) -> Layer | None:
     return Layer(top, left, np.minimum(color, 1, out=color), alpha.astype(np.float32) * np.float32(1 / 255))
 
 
-def _tile(shape: tuple[int, ...], marks: Marks, kind: str, extent: float, rng: np.random.Generator) -> Layer | None:
+def _tile(shape: tuple[int, ...], mark: Pixels, extent: float, rng: np.random.Generator) -> Layer | None:
     """Repeat a mark over the whole canvas on a turned lattice, every second row shifted or not."""
     height, width = shape
-    mark = marks.draw(rng, extent, kind)
     scale = extent / float(np.hypot(*mark.shape[:2]))
     size = (max(1, round(mark.shape[1] * scale)), max(1, round(mark.shape[0] * scale)))
     mark = cv2.resize(mark, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

@@ -1,0 +1,186 @@
+"""Speed of predicting a folder against the bare network, and memory of predicting one image of 12 megapixels.
+
+    python -m experiments.benchmarks.predicting [--json FILE]
+
+Speed: what `sealmark predict` runs (workers that decode, the loop, masks, records, PNG files of mask and overlay) and
+the network alone on the same images, decoded beforehand, take turns in one process; the row gives medians of the
+wall-clock rate after the first batch. Memory: a process of its own predicts one image with tiles and the whole-image
+pass, and reports the peak of its resident memory and of its largest worker's.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.prediction_writers import PredictionWriter
+from datamodules.image_files import ImageFilesDataModule
+from datamodules.images.decoding import read_image
+from datamodules.images.procedural import draw_scene
+from experiments.export import find_shipped_weights, load_module
+from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule
+
+SIZES_HW = ((375, 500), (512, 512), (320, 480), (512, 384), (256, 256), (480, 360), (341, 512), (200, 300))
+LARGE_HW = (3000, 4000)
+NEEDED_RATIO = 0.9
+ALLOWED_GB = 3.0
+
+Row = dict[str, float | int | str]
+
+
+class Stopwatch(Callback):
+    """Notes when the first batch is done and when everything is on disk."""
+
+    def __init__(self) -> None:
+        self.first = 0.0
+        self.seconds = 0.0
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
+    ) -> None:
+        """Start with the first batch's end: what lies before is start-up."""
+        if batch_idx == 0:
+            self.first = time.perf_counter()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop; the writer, which comes first in the list, has waited for its threads."""
+        self.seconds = time.perf_counter() - self.first
+
+
+def small_network() -> WatermarkSegmentationModule:
+    """Return the shipped network, or one like it with random weights where none is shipped: as fast."""
+    try:
+        module = load_module(find_shipped_weights())
+        assert isinstance(module, WatermarkSegmentationModule)
+        return module
+    except FileNotFoundError:
+        torch.manual_seed(0)
+        options: dict[str, Any] = {"encoder": "tu-mobilenetv4_conv_small", "decoder_channels": [96, 64, 48, 24, 12]}
+        # Random weights answer about one half everywhere; speckles all over would be nobody's prediction.
+        return WatermarkSegmentationModule(**options, threshold=0.9).eval()
+
+
+def predict(module: WatermarkSegmentationModule, folder: Path, output: Path, batch_size: int = 4) -> float:
+    """Predict a folder as the command does and return the seconds from the first batch's end on."""
+    stopwatch = Stopwatch()
+    trainer = Trainer(
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        callbacks=[PredictionWriter(str(output)), stopwatch],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=str(output),
+    )
+    data = ImageFilesDataModule(batch_size=batch_size, paths=str(folder))
+    trainer.predict(module, datamodule=data)
+    return stopwatch.seconds
+
+
+def run_bare(module: WatermarkSegmentationModule, images: Sequence[Tensor]) -> float:
+    """Return the seconds of the network alone, image after image."""
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for image in images:
+            module.probability(image[None]).cpu()
+    return time.perf_counter() - start
+
+
+def measure_speed(images: int = 64, repeats: int = 5, batch_size: int = 4) -> Row:
+    """Medians in images a second of both sides, and their ratio."""
+    module = small_network()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "photos"
+        paths = write_photos(folder, images)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        pixels = [torch.from_numpy(read_image(path)).permute(2, 0, 1) for path in paths]
+        tensors = [image.float().div(255).to(device) for image in pixels]
+        rates: dict[str, list[float]] = {"predict": [], "bare": []}
+        for turn in range(repeats + 1):
+            seconds = predict(module, folder, Path(temporary) / f"out{turn}", batch_size)
+            bare = run_bare(module.to(device), tensors)
+            if turn > 0:
+                rates["predict"].append((images - batch_size) / seconds)
+                rates["bare"].append(images / bare)
+    predicted, bare_rate = (statistics.median(rates[name]) for name in ("predict", "bare"))
+    return {
+        "what": f"{images} photos up to 512 px, {device.type}, {torch.get_num_threads()} threads, {repeats} turns",
+        "predict_per_s": round(predicted, 2),
+        "bare_per_s": round(bare_rate, 2),
+        "ratio": round(statistics.median(p / b for p, b in zip(rates["predict"], rates["bare"], strict=True)), 3),
+        "needed_ratio": NEEDED_RATIO,
+    }
+
+
+def measure_memory() -> Row:
+    """Peak of resident memory in GB of a fresh process that predicts one large image, and of its worker."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "photos"
+        write_photos(folder, 1, (LARGE_HW,))
+        command = [sys.executable, "-m", "experiments.benchmarks.predicting", "--memory-child", str(folder)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 (our own module)
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return {"what": f"one photo of {LARGE_HW[1]}x{LARGE_HW[0]}", **row, "allowed_gb": ALLOWED_GB}
+
+
+def write_photos(folder: Path, count: int, sizes_hw: Sequence[tuple[int, int]] = SIZES_HW) -> list[str]:
+    """Write drawn scenes as JPEGs of these sizes in turn and return their paths in sorted order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        height, width = sizes_hw[index % len(sizes_hw)]
+        scene = draw_scene(np.random.default_rng(index), (min(height, 512), min(width, 512)))
+        scene = cv2.resize(scene, (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{index:04d}.jpg"), scene[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return sorted(str(path) for path in folder.iterdir())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints both rows and writes them as JSON if asked."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.predicting", description=__doc__)
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--images", type=int, default=64, help="photos in the folder")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of both sides")
+    parser.add_argument("--memory-child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    if options.memory_child is not None:
+        print(json.dumps(_peak_memory(options.memory_child)))
+        return
+    rows = {"speed": measure_speed(options.images, options.repeats), "memory": measure_memory()}
+    for row in rows.values():
+        print("  ".join(f"{name} {value}" if name != "what" else f"{value}:" for name, value in row.items()))
+    if options.json is not None:
+        report = {"python": platform.python_version(), "torch": torch.__version__, **rows}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _peak_memory(folder: Path) -> Row:
+    with tempfile.TemporaryDirectory() as output:
+        predict(small_network(), folder, Path(output))
+    # Linux counts in KiB.
+    main_gb, worker_gb = (
+        resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return {"peak_gb": round(main_gb, 2), "worker_gb": round(worker_gb, 2)}
+
+
+if __name__ == "__main__":
+    main()

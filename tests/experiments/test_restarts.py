@@ -1,0 +1,134 @@
+"""Runs that are killed, stopped or spread over processes end where an unbroken one ends."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+# Two epochs of 7 steps, with a checkpoint every second step.
+TRAINING = (
+    *("--trainer.max_steps", "14", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "1.0"),
+    *("--data.train_samples", "28", "--data.batch_size", "4", "--model.ema_decay", "0.5", "--trainer.callbacks+"),
+    *("lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.every_n_train_steps", "2"),
+    *("--trainer.callbacks.save_top_k", "-1", "--trainer.callbacks.filename", "every{step}"),
+)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Return a function that starts `python -m experiments` in a process of its own, on the small recipe."""
+
+    def call(command: str, *words: object) -> subprocess.Popen[str]:
+        paths = (ROOT, Path(__file__).parent)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments", command, *small_recipe(), *map(str, words)],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    return call
+
+
+def small_recipe() -> tuple[str, ...]:
+    namespace: dict[str, object] = {"__file__": str(Path(__file__).with_name("conftest.py"))}
+    exec(Path(__file__).with_name("conftest.py").read_text(), namespace)
+    return namespace["SMALL"]  # type: ignore[return-value]
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [key for key in first if not torch.equal(first[key], second[key])]
+    assert not different
+
+
+@pytest.mark.parametrize("killed_at", [5, 11])
+def test_killed_run_resumes_to_the_weights_of_an_unbroken_one(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, killed_at: int
+) -> None:
+    whole = start("fit", *TRAINING)
+    assert whole.wait(250) == 0, whole.stdout.read()
+    unbroken = weights_of(newest(tmp_path, "runs/**/every*step=14.ckpt"))
+
+    killer = ("--trainer.callbacks+", "run_watchers.KillAt", "--trainer.callbacks.step", killed_at)
+    killed = start("fit", *TRAINING, *killer)
+    assert killed.wait(250) == -signal.SIGKILL
+    left = newest(tmp_path, "runs/**/every*.ckpt")
+    assert f"step={killed_at - 1}" in left.name, "the kill came in the middle of an epoch"
+    assert any(not torch.equal(unbroken[key], value) for key, value in weights_of(left).items())
+
+    resumed = start("fit", *TRAINING, "--ckpt_path", left)
+    assert resumed.wait(250) == 0, resumed.stdout.read()
+    assert_same(unbroken, weights_of(newest(tmp_path, "runs/**/every*step=14.ckpt")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_a_checkpoint_and_says_how_to_go_on(
+    start: Callable[..., subprocess.Popen[str]],
+    sealmark: Callable[..., int],
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    run = start("fit", *TRAINING, "--trainer.callbacks+", "run_watchers.TellStep")
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "training").exists():
+        assert run.poll() is None, run.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    run.send_signal(number)
+    told = run.communicate(timeout=100)[0]
+    assert run.returncode == 128 + number, told
+    assert "Traceback" not in told
+    command = re.search(r"sealmark (fit --config \S+ --ckpt_path \S+)", told)
+    assert command is not None, told
+    words = shlex.split(command.group(1))
+    step = torch.load(tmp_path / words[-1], weights_only=True)["global_step"]
+    assert 0 < step < 14
+    end = ("--trainer.max_steps", str(step + 1))
+    assert sealmark(words[0], *words[1:], *end, recipe=()) == 0
+
+
+def test_two_processes_train_and_evaluate_as_one(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    # Without norms over the batch, which two processes on the CPU cannot share, training itself must agree.
+    one_recipe = (*TRAINING, "--model.encoder", "tu-convnext_atto", "--model.decoder_norm", "identity")
+    one_recipe = (
+        *one_recipe,
+        "--data.val_samples",
+        "5",
+        "--trainer.limit_val_batches",
+        "1.0",
+        "--data.eval_batch_size",
+        "2",
+    )
+    one = start("fit", *one_recipe, "--trainer.callbacks+", "callbacks.segmentation.SegmentationEvaluation",
+                "--trainer.callbacks.stages", "[val]", "--trainer.callbacks.output_dir", "one")  # fmt: skip
+    assert one.wait(250) == 0, one.stdout.read()
+    two = start("fit", *one_recipe, "--data.batch_size", "2", "--trainer.devices", "2", "--trainer.strategy", "ddp",
+                "--trainer.callbacks+", "callbacks.segmentation.SegmentationEvaluation",
+                "--trainer.callbacks.stages", "[val]", "--trainer.callbacks.output_dir", "two")  # fmt: skip
+    assert two.wait(250) == 0, two.stdout.read()
+    first, second = (json.loads((tmp_path / name / "results_val.json").read_text()) for name in ("one", "two"))
+    for a, b in zip(first["results"], second["results"], strict=True):
+        assert (a["metric"], a["group"], a["n"]) == (b["metric"], b["group"], b["n"])
+        assert a["value"] == pytest.approx(b["value"], rel=1e-4, nan_ok=True)

@@ -1,0 +1,169 @@
+"""What a user can get wrong is answered in one line that names it, and nothing is lost."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.images.splits import split_of
+
+
+@pytest.fixture
+def error(sealmark: Callable[..., int], capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs a failing command and gives its one line of error."""
+
+    def call(*words: object, **options: Any) -> str:
+        capfd.readouterr()
+        code = sealmark(*words, **options)
+        told = capfd.readouterr().err
+        lines = [line for line in told.splitlines() if line.startswith("sealmark: error: ")]
+        assert code != 0, told
+        assert len(lines) == 1, told
+        assert "Traceback" not in told
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of readable pictures."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        pixels = rng.integers(0, 255, (40, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return folder
+
+
+def broken(folder: Path, name: str = "05.png") -> Path:
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:60])
+    return path
+
+
+def test_typo_in_a_flag_names_it(error: Callable[..., str]) -> None:
+    assert "encodr" in error("fit", "--model.encodr", "resnet18")
+
+
+def test_typo_in_a_file_names_the_key(error: Callable[..., str], tmp_path: Path) -> None:
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("trainer:\n  max_epoch: 3\n")
+    assert "max_epoch" in error("fit", "--config", overlay)
+
+
+def test_abbreviated_flag_is_refused(error: Callable[..., str]) -> None:
+    assert "max_epoch" in error("fit", "--trainer.max_epoch", "3")
+
+
+def test_wrong_type_names_key_and_value(error: Callable[..., str]) -> None:
+    told = error("fit", "--data.batch_size", "many")
+    assert "batch_size" in told
+    assert "many" in told
+
+
+def test_missing_config_names_the_file(error: Callable[..., str]) -> None:
+    assert "nowhere.yaml" in error("fit", "--config", "nowhere.yaml", recipe=())
+
+
+def test_missing_photos_name_the_folder(error: Callable[..., str]) -> None:
+    assert "no/photos" in error("fit", "--data.photos", "no/photos")
+
+
+def test_empty_folder_says_what_was_looked_for(error: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    told = error("predict", "--data.paths", tmp_path / "empty")
+    assert "empty" in told
+    assert ".jpg" in told
+
+
+def test_unreadable_image_stops_a_run_by_name(error: Callable[..., str], photos: Path) -> None:
+    name = next(path.name for path in sorted(photos.iterdir()) if split_of(path.name, 0.2) == "train")
+    broken(photos, name)
+    told = error("fit", "--data.photos", photos, "--data.batch_size", "4")
+    assert name in told
+    assert "on_unreadable" in told
+
+
+def test_unreadable_image_is_left_out_and_listed(sealmark: Callable[..., int], photos: Path, tmp_path: Path) -> None:
+    path = broken(photos)
+    words = ("--data.paths", photos, "--data.on_unreadable", "skip", "--predictions.output_dir", tmp_path / "out")
+    assert sealmark("predict", *words, "--trainer.limit_predict_batches", "1.0", *weights(tmp_path)) == 0
+    skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.rank0.jsonl").read_text().splitlines()]
+    assert [entry["path"] for entry in skipped] == [str(path)]
+    done = (tmp_path / "out" / "predictions.rank0.jsonl").read_text().splitlines()
+    assert len(done) == 11
+
+
+def weights(folder: Path) -> tuple[str, str]:
+    """Save weights of the small recipe's network and return the flag that names them."""
+    from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule
+    from lightning_modules.weights import save_weights
+
+    module = WatermarkSegmentationModule(encoder="tu-mobilenetv3_small_050", decoder_channels=[16, 12, 8, 8, 4])
+    save_weights(module, folder / "small.safetensors", {})
+    return "--model.weights", str(folder / "small.safetensors")
+
+
+def test_weights_of_another_network_name_keys(error: Callable[..., str], tmp_path: Path) -> None:
+    _, path = weights(tmp_path)
+    told = error("test", "--model.encoder", "resnet18", "--model.weights", path)
+    assert "small.safetensors" in told
+    assert "missing" in told
+
+
+def test_checkpoint_of_another_network_is_refused(
+    error: Callable[..., str], sealmark: Callable[..., int], tmp_path: Path
+) -> None:
+    assert sealmark("fit") == 0
+    checkpoint = next(tmp_path.glob("runs/**/last.ckpt"))
+    told = error("test", "--model.decoder_channels", "[16,12,8,8,8]", "--ckpt_path", checkpoint)
+    assert "size mismatch" in told or "does not fit" in told
+
+
+def test_missing_checkpoint_names_the_file(error: Callable[..., str]) -> None:
+    assert "gone.ckpt" in error("test", "--ckpt_path", "gone.ckpt")
+
+
+class Dangerous:
+    """Writes a file when it is unpickled the ordinary way."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("flag", ["--ckpt_path", "--model.weights"])
+def test_checkpoint_that_would_execute_code_is_refused_unrun(
+    error: Callable[..., str], tmp_path: Path, flag: str
+) -> None:
+    victim = tmp_path / "executed"
+    path = tmp_path / "evil.ckpt"
+    torch.save({"state_dict": Dangerous(victim), "pytorch-lightning_version": "2.6.6"}, path)
+    assert "evil.ckpt" in error("test", flag, path)
+    assert not victim.exists()
+    pickle.loads(pickle.dumps(Dangerous(victim)))
+    assert victim.exists(), "the file is dangerous where it is loaded carelessly"
+
+
+def test_second_run_beside_the_first_takes_a_folder_of_its_own(sealmark: Callable[..., int], tmp_path: Path) -> None:
+    assert sealmark("fit") == 0
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/*") if path.is_file()}
+    assert sealmark("fit") == 0
+    versions = sorted(path.name for path in (tmp_path / "runs" / "watermark_segmentation" / "quickstart").iterdir())
+    assert versions == ["version_0", "version_1"]
+    assert {path: path.stat().st_mtime_ns for path in first} == first, "nothing of the first run was touched"
+
+
+def test_batch_size_zero_is_refused(error: Callable[..., str]) -> None:
+    assert "batch_size" in error("fit", "--data.batch_size", "0")

@@ -1,0 +1,139 @@
+"""Every recipe parses, instantiates and runs for two batches; adding a YAML needs no edit here."""
+
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "env")
+OVERLAYS = sorted(CONFIGS.glob("env/*.yaml"))
+# What stands in for data and networks that are not here or too large: by what the recipe names.
+SMALL_NETWORK = ("--model.encoder", "tu-mobilenetv3_small_050", "--model.decoder_channels", "[16,12,8,8,4]")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with small photos and logos where the recipes look for the user's."""
+    import lightning  # noqa: F401
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEALMARK_CACHE", str(tmp_path / "cache"))
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            monkeypatch.setattr(handler, "stream", sys.stderr, raising=False)
+    rng = np.random.default_rng(0)
+    for name, channels, extension in (
+        ("data/photos", 3, "jpg"),
+        ("data/flickr8k/images", 3, "jpg"),
+        ("data/logos", 4, "png"),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(24):
+            pixels = rng.integers(0, 255, (40, 40, channels), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number:02d}.{extension}")
+    for split in ("train", "test"):
+        for kind, extension in (("Watermarked_image", "jpg"), ("Watermark_free_image", "jpg"), ("Mask", "png")):
+            (tmp_path / "data/CLWD" / split / kind).mkdir(parents=True)
+            for number in range(1, 25):
+                pixels = rng.integers(0, 2, (32, 32), np.uint8) * 255
+                Image.fromarray(pixels).save(tmp_path / "data/CLWD" / split / kind / f"{number}.{extension}")
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    from experiments.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["sealmark"])
+    try:
+        return main(words)
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def command_of(recipe: Path) -> str:
+    if recipe.stem == "predict":
+        return "predict"
+    return "test" if recipe.stem.endswith("_eval") else "fit"
+
+
+def smallest(recipe: Path) -> list[str]:
+    """Flags that make a recipe quick without replacing what it says of method and data."""
+    text = yaml.safe_load(recipe.read_text())
+    data = text["data"]["class_path"]
+    words = ["--config", str(recipe), "--config", str(CONFIGS / "env" / "smoke.yaml"), *SMALL_NETWORK]
+    if "size" in text["data"].get("init_args", {}):
+        words += ["--data.size", "32"]
+    if data.endswith("WatermarkCompositingDataModule"):
+        words += ["--data.val_samples", "4", "--data.test_samples", "4"]
+    if recipe.stem == "predict":
+        words += ["--data.paths", "data/photos"]
+    return words
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipe_runs_for_two_batches(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = command_of(recipe)
+    words = smallest(recipe)
+    if command != "fit":
+        words += ["--model.weights", str(small_weights(folder))]
+    assert run(monkeypatch, command, *words) == 0
+    version = next((folder / "runs").glob("**/version_0"))
+    assert (version / "config.yaml").is_file()
+    if command == "fit":
+        assert "train/loss" in (version / "metrics.csv").read_text()
+
+
+def small_weights(folder: Path) -> Path:
+    from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule
+    from lightning_modules.weights import save_weights
+
+    module = WatermarkSegmentationModule(encoder="tu-mobilenetv3_small_050", decoder_channels=[16, 12, 8, 8, 4])
+    save_weights(module, folder / "small.safetensors", {})
+    return folder / "small.safetensors"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_overlay_changes_only_what_it_names(
+    overlay: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = CONFIGS / "watermark_segmentation" / "quickstart.yaml"
+    base = printed(monkeypatch, capsys, "--config", str(recipe))
+    changed = printed(monkeypatch, capsys, "--config", str(recipe), "--config", str(overlay))
+    named = yaml.safe_load(overlay.read_text())
+    for section, values in flat(changed).items():
+        if values != flat(base).get(section):
+            assert any(section.startswith(key.rstrip("+")) for key in flat(named)), section
+    if "logger+" in named["trainer"]:
+        classes = [logger["class_path"] for logger in changed["trainer"]["logger"]]
+        assert classes[0] == "callbacks.run_folder.RunFolderLogger", "the run's folder comes from the first logger"
+        assert len(classes) == 2
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    capsys.readouterr()
+    assert run(monkeypatch, "fit", *words, "--print_config") == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def flat(tree: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        key: value
+        for name, branch in tree.items()
+        for key, value in flat(branch, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def test_offline_tracking_writes_without_an_account(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = CONFIGS / "watermark_segmentation" / "quickstart.yaml"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    words = [*smallest(recipe), "--config", str(CONFIGS / "env" / "offline.yaml")]
+    assert run(monkeypatch, "fit", *words) == 0
+    assert list((folder / "runs" / "wandb").glob("offline-run-*/*.wandb"))
