@@ -160,13 +160,14 @@ class EvaluationCallback(Callback, ABC):
         self._publish(stage, trainer, pl_module, log_dir)
 
     def _publish(self, stage: Stage, trainer: Trainer, pl_module: LightningModule, log_dir: str | None) -> None:
+        loaded = getattr(pl_module, "loaded_progress", (0, 0))
         provenance = Provenance(
             stage=stage,
             seed=_run_seed(),
             config_sha256=config_hash(log_dir, pl_module),
             checkpoint=str(trainer.ckpt_path or ""),
-            epoch=trainer.current_epoch,
-            step=trainer.global_step,
+            epoch=max(trainer.current_epoch, loaded[0]),
+            step=max(trainer.global_step, loaded[1]),
             resamples=self.resamples,
             bootstrap_seed=self.bootstrap_seed,
             settings=self.settings(pl_module),

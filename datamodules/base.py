@@ -100,7 +100,7 @@ class SplitSampler(DistributedSampler[SampleKey]):
 class ResumableLoader(DataLoader[Any]):
     """A training loader that goes on in the middle of an epoch.
 
-    Lightning stores `state_dict` in its checkpoints. Samples are functions of their key, so the number of batches
+    Its datamodule stores `state_dict` in checkpoints. Samples are functions of their key, so the number of batches
     already handed out is all there is to remember; no batch is drawn again to get there.
     """
 
@@ -188,7 +188,7 @@ class ProvenanceDataModule(LightningDataModule):
         batch_size: Samples a step and rank in training.
         eval_batch_size: Samples a step and rank elsewhere; None means `batch_size`.
         num_workers: Processes that make samples, per rank; None takes the cores this rank can have, less one.
-        seed: Decides order and draws, together with epoch and index.
+        seed: Decides order and draws, together with epoch and index; None takes the run's `seed_everything`.
         on_unreadable: "stop" ends the run with one line; "skip" leaves the file out and lists it in skipped.jsonl.
         paths: Files, folders and manifests to predict on.
     """
@@ -198,7 +198,7 @@ class ProvenanceDataModule(LightningDataModule):
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         on_unreadable: Literal["stop", "skip"] = "stop",
         paths: str | list[str] | None = None,
     ) -> None:
@@ -208,12 +208,14 @@ class ProvenanceDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.on_unreadable: Literal["stop", "skip"] = on_unreadable
         self.paths = paths
         self.datasets: dict[Split, Dataset[Sample]] = {}
         self._images: ImageSource | None = None
         self._excluded: frozenset[str] = frozenset()
+        self._train_loader: ResumableLoader | None = None
+        self._resume_from: dict[str, int] | None = None
 
     @abstractmethod
     def build_dataset(self, split: Split) -> Dataset[Sample]:
@@ -242,7 +244,23 @@ class ProvenanceDataModule(LightningDataModule):
                 f"the training split has {length} samples, fewer than one batch of {self.batch_size} on each of "
                 f"{self._world_size} processes: lower --data.batch_size"
             )
-        return self._loader("train", ResumableLoader, self.batch_size)
+        self._train_loader = self._loader("train", ResumableLoader, self.batch_size)
+        if self._resume_from is not None:
+            self._train_loader.load_state_dict(self._resume_from)
+            self._resume_from = None
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how far the running epoch is, for the checkpoint."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on in the middle of the epoch.
+
+        Lightning would restore the loader itself, but not where a schedule asks for `estimated_stepping_batches`:
+        that sets the loader up before the checkpoint's loops are read, and its state is then never given to it.
+        """
+        self._resume_from = state_dict or None
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation split in its stable order."""

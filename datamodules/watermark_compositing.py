@@ -167,7 +167,7 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
         batch_size: Samples a step and rank in training.
         eval_batch_size: Samples a step and rank elsewhere; None means `batch_size`.
         num_workers: Processes that make samples, per rank; None takes the cores this rank can have, less one.
-        seed: Decides order and draws of training, together with epoch and index.
+        seed: Decides order and draws of training, with epoch and index; None takes the run's `seed_everything`.
         eval_seed: Decides the draws of the frozen sets, so that runs of many seeds are scored on one set.
         on_unreadable: "stop" ends the run with one line; "skip" leaves the file out and lists it in skipped.jsonl.
         paths: Files, folders and manifests to predict on.
@@ -192,7 +192,7 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         eval_seed: int = 0,
         on_unreadable: Literal["stop", "skip"] = "stop",
         paths: str | list[str] | None = None,

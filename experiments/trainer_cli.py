@@ -62,9 +62,8 @@ class SealmarkCLI(LightningCLI):
     """Any of our modules with any of our datamodules, by `class_path`; the YAML and the flags are the truth."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add where predictions go, and let one seed decide weights and training data."""
+        """Add where predictions go; nothing is linked, so no flag is overridden behind the user's back."""
         parser.add_lightning_class_args(PredictionWriter, "predictions")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def before_predict(self) -> None:
         """Use the weights that come with the repository where the user named none, and say so."""
@@ -93,7 +92,7 @@ def run() -> SealmarkCLI:
     try:
         return _launch(trainer_defaults)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise _checkpoint_error(error) from error
+        raise _explained(error) from error
 
 
 def _launch(trainer_defaults: dict[str, Any]) -> SealmarkCLI:
@@ -111,8 +110,10 @@ def _launch(trainer_defaults: dict[str, Any]) -> SealmarkCLI:
     )
 
 
-def _checkpoint_error(error: Exception) -> Exception:
-    """Say of a checkpoint that cannot be used which one it is and why; other errors stay what they are."""
+def _explained(error: Exception) -> Exception:
+    """Say what a user can do about a checkpoint or folder that cannot be used; other errors stay what they are."""
+    if "SaveConfigCallback expected" in str(error):
+        return ValueError("another run's config.yaml lies in the run's folder: give the run a logger or its own folder")
     words = sys.argv[1:]
     path = next((value for flag, value in pairwise(words) if flag == "--ckpt_path"), "")
     path = next((word.split("=", 1)[1] for word in words if word.startswith("--ckpt_path=")), path)

@@ -31,6 +31,7 @@ class ProvenanceModule(LightningModule, ABC):
 
     # How keys of foreign weight files are renamed; see `load_weights`.
     weights_key_map: Callable[[str], str] | None = None
+    loaded_progress = (0, 0)  # epoch and step of a loaded checkpoint
 
     @abstractmethod
     def configure_models(self) -> None:
@@ -88,6 +89,10 @@ class ProvenanceModule(LightningModule, ABC):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember how long the loaded weights were trained; Lightning restores its counters for fit alone."""
+        self.loaded_progress = (int(checkpoint.get("epoch", 0)), int(checkpoint.get("global_step", 0)))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed torch for this batch, so that a resumed run draws what an unbroken one draws."""

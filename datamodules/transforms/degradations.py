@@ -26,10 +26,10 @@ def resize_roundtrip(image: Pixels, factor: float) -> Pixels:
 
 def add_noise(image: Pixels, std: float, rng: np.random.Generator) -> Pixels:
     """Add Gaussian noise of `std` levels, independent per value."""
-    noise = np.empty(image.shape, np.int16)
+    noise = np.empty((len(image), image[0].size), np.int16)  # one channel: a spread is taken for the first one alone
     cv2.setRNGSeed(int(rng.integers(2**31)))  # OpenCV draws 5 times faster than NumPy, and repeats from a seed
     cv2.randn(noise, 0, std)
-    noisy: Pixels = cv2.add(image, noise, dtype=cv2.CV_8U)
+    noisy: Pixels = cv2.add(image, noise.reshape(image.shape), dtype=cv2.CV_8U)
     return noisy
 
 

@@ -37,6 +37,7 @@ class CompositingSettings:
         clean_fraction: Share of samples without any mark.
         sign_fraction: Share of samples whose scene carries a sign or print of its own, which is not a mark.
         families: Weights of the layouts; a sample has one.
+        most: Most marks of a family in one sample, 1 where it is not named; 1 to 5 logos are the reference's.
         modes: Weights of the blend modes.
         extent: Range of a mark's diagonal as a fraction of the image's diagonal.
         shortest_px: Least length of a mark's shorter side: thinner, in small samples, nothing could be told apart.
@@ -53,15 +54,16 @@ class CompositingSettings:
     clean_fraction: float = 0.2
     sign_fraction: float = 0.12
     families: Mapping[str, float] = field(
-        default_factory=lambda: {"logo": 0.34, "text": 0.22, "tiled": 0.16, "corner": 0.16, "diagonal": 0.12}
+        default_factory=lambda: {"logo": 0.46, "text": 0.2, "tiled": 0.12, "corner": 0.1, "diagonal": 0.12}
     )
+    most: Mapping[str, int] = field(default_factory=lambda: {"logo": 5, "text": 3, "corner": 2})
     modes: Mapping[str, float] = field(
         default_factory=lambda: {
             "normal": 0.62, "multiply": 0.08, "overlay": 0.08, "screen": 0.1, "soft_light": 0.03,
             "hard_light": 0.03, "add": 0.03, "difference": 0.01, "luminosity": 0.02,
         }
     )  # fmt: skip
-    extent: tuple[float, float] = (0.1, 0.7)
+    extent: tuple[float, float] = (0.12, 0.7)
     shortest_px: int = 12
     opacity: tuple[float, float] = (0.3, 1.0)
     rotated_fraction: float = 0.5
@@ -141,7 +143,7 @@ def compose(
     family = "hard_negative" if signed else "clean"
     if rng.random() >= settings.clean_fraction:
         drawn = pick(settings.families, rng)
-        for _ in range(_mark_count(drawn, rng)):
+        for _ in range(int(rng.integers(1, settings.most.get(drawn, 1) + 1))):
             if _add_visible_mark(canvas, marks, drawn, settings, rng):
                 family = drawn
     return _finish(canvas, family, settings, rng)
@@ -152,11 +154,6 @@ def pick(weights: Mapping[str, float], rng: np.random.Generator) -> str:
     names = list(weights)
     bounds = np.cumsum([weights[name] for name in names])
     return names[min(int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right")), len(names) - 1)]
-
-
-def _mark_count(family: str, rng: np.random.Generator) -> int:
-    most = {"logo": 3, "text": 2, "corner": 2}.get(family, 1)
-    return int(rng.integers(1, most + 1))
 
 
 def _add_visible_mark(

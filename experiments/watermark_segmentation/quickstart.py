@@ -15,6 +15,7 @@ from PIL import Image
 
 from callbacks.figures import Picture, outline, panel, truth_picture
 from datamodules.base import SampleKey
+from datamodules.transforms.watermark_engine import CompositingSettings
 from datamodules.watermark_compositing import WatermarkCompositingDataModule
 from experiments.trainer_cli import SealmarkCLI, run
 from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule
@@ -67,7 +68,12 @@ def _results(folder: Path) -> dict[str, float]:
 
 def _write_demo(folder: Path) -> Path:
     """Write pictures of the test split as files, with their truth beside the folder."""
-    data = WatermarkCompositingDataModule(photos="procedural://10000000?size=160", size=128, test_samples=SHOWN)
+    data = WatermarkCompositingDataModule(
+        photos="procedural://10000000?size=160",
+        size=128,
+        test_samples=SHOWN,
+        settings=CompositingSettings(extent=(0.25, 0.8)),
+    )
     samples = data.build_dataset("test")
     (folder / "images").mkdir(parents=True)
     for index in range(SHOWN):

@@ -180,6 +180,7 @@ class WatermarkSegmentationModule(ProvenanceModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the calibrated threshold, unless one was given by name."""
+        super().on_load_checkpoint(checkpoint)
         self.restore_metadata(checkpoint)
 
     def restore_metadata(self, metadata: Mapping[str, Any]) -> None:

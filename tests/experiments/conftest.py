@@ -11,7 +11,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = (
     *("--config", str(CONFIGS / "watermark_segmentation" / "quickstart.yaml")),
     *("--config", str(CONFIGS / "env" / "smoke.yaml")),
-    *("--model.encoder", "tu-mobilenetv3_small_050", "--model.decoder_channels", "[16,12,8,8,4]"),
+    *("--model.encoder", "tu-mobilenetv3_small_050", "--model.encoder_depth", "5"),
+    *("--model.decoder_channels", "[16,12,8,8,4]"),
     *("--data.photos", "procedural://1000?size=40", "--data.size", "32"),
     *("--data.val_samples", "4", "--data.test_samples", "4", "--data.train_samples", "8"),
 )

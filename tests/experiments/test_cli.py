@@ -77,17 +77,23 @@ def test_checkpoint_made_without_the_command_is_accepted(sealmark: Callable[...,
 
     module = WatermarkSegmentationModule(encoder="tu-mobilenetv3_small_050", decoder_channels=[16, 12, 8, 8, 4])
     plain = {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}
-    torch.save(plain | {"loops": {}, "callbacks": {}}, tmp_path / "plain.ckpt")
+    torch.save(plain, tmp_path / "plain.ckpt")
     assert sealmark("test", "--ckpt_path", tmp_path / "plain.ckpt") == 0
 
 
 def test_one_seed_decides_weights_and_training_data(
-    sealmark: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    sealmark: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from datamodules.image_files import ImageFilesDataModule
+
     assert sealmark("fit", "--seed_everything", "11", "--print_config") == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    assert config["data"]["init_args"]["seed"] == 11
-    assert config["data"]["init_args"]["eval_seed"] == 0
+    assert config["seed_everything"] == 11
+    assert config["data"]["init_args"]["seed"] is None, "it follows the run's"
+    monkeypatch.setenv("PL_GLOBAL_SEED", "11")
+    data = ImageFilesDataModule()
+    assert data.seed == 11
+    assert ImageFilesDataModule(seed=3).seed == 3
 
 
 def test_prediction_resumes_where_it_stopped(sealmark: Callable[..., int], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert not different
 
 
-@pytest.mark.parametrize("killed_at", [5, 11])
+@pytest.mark.parametrize("killed_at", [pytest.param(5, marks=pytest.mark.slow), 11])
 def test_killed_run_resumes_to_the_weights_of_an_unbroken_one(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, killed_at: int
 ) -> None:
@@ -83,13 +83,15 @@ def test_killed_run_resumes_to_the_weights_of_an_unbroken_one(
     assert_same(unbroken, weights_of(newest(tmp_path, "runs/**/every*step=14.ckpt")))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     start: Callable[..., subprocess.Popen[str]],
     sealmark: Callable[..., int],
     tmp_path: Path,
     number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     run = start("fit", *TRAINING, "--trainer.callbacks+", "run_watchers.TellStep")
     deadline = time.monotonic() + 200
     while not (tmp_path / "training").exists():

@@ -80,7 +80,7 @@ def test_missing_photos_name_the_folder(error: Callable[..., str]) -> None:
 
 def test_empty_folder_says_what_was_looked_for(error: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    told = error("predict", "--data.paths", tmp_path / "empty")
+    told = error("predict", "--data.paths", tmp_path / "empty", *weights(tmp_path))
     assert "empty" in told
     assert ".jpg" in told
 
