@@ -95,7 +95,8 @@ def add_litter(rng: np.random.Generator, image: Rgb, groups: int, horizon: float
     """Small things in groups that share a tint and a place: leaves, stones, grass, crumbs, far people."""
     h, w = image.shape[:2]
     side = min(h, w)
-    for tint in draw_tints(rng, groups):
+    # Most photographs have little of it, and crisp crumbs everywhere look like marks to a segmenter.
+    for tint in draw_tints(rng, round(groups * rng.random() ** 4)):
         count, u = int(rng.integers(2, 12)), rng.random(6)
         middle = np.array([u[0] * w, (horizon + (1 - horizon) * u[1]) * h])
         places = middle + rng.normal(0, side * (0.03 + 0.2 * u[2]), (count, 2))

@@ -14,9 +14,7 @@ import numpy as np
 from PIL import Image
 
 from callbacks.figures import Picture, outline, panel, truth_picture
-from datamodules.base import SampleKey
-from datamodules.transforms.watermark_engine import CompositingSettings
-from datamodules.watermark_compositing import WatermarkCompositingDataModule
+from datamodules.base import ProvenanceDataModule, SampleKey
 from experiments.trainer_cli import SealmarkCLI, run
 from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule
 
@@ -37,7 +35,7 @@ def main() -> int:
     if shipped is not None:
         compared = _command("test", "--config", str(folder / "config.yaml"), "--model.weights", str(shipped))
         rows[f"shipped weights ({shipped.name})"] = _results(_log_dir(compared))
-    images = _write_demo(folder / "demo")
+    images = _write_demo(tested.datamodule, folder / "demo")
     predicted = _command(
         *("predict", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)),
         *("--data.paths", str(images), "--predictions.output_dir", str(folder / "predictions")),
@@ -66,14 +64,8 @@ def _results(folder: Path) -> dict[str, float]:
         return {row["metric"]: float(row["value"]) for row in csv.DictReader(file) if not row["group"]}
 
 
-def _write_demo(folder: Path) -> Path:
+def _write_demo(data: ProvenanceDataModule, folder: Path) -> Path:
     """Write pictures of the test split as files, with their truth beside the folder."""
-    data = WatermarkCompositingDataModule(
-        photos="procedural://10000000?size=160",
-        size=128,
-        test_samples=SHOWN,
-        settings=CompositingSettings(extent=(0.25, 0.8)),
-    )
     samples = data.build_dataset("test")
     (folder / "images").mkdir(parents=True)
     for index in range(SHOWN):
