@@ -309,11 +309,20 @@ class ProvenanceDataModule(LightningDataModule):
             **self._worker_options(),
         )
 
+    def worker_count(self) -> int:
+        """Return how many processes make samples for this rank."""
+        return max(1, self._cores() - 1) if self.num_workers is None else self.num_workers
+
+    def free_cores(self) -> int:
+        """Return how many cores the workers of this rank leave to its network, at least one."""
+        return max(1, self._cores() - self.worker_count())
+
+    def _cores(self) -> int:
+        local_ranks = self.trainer.num_devices if self.trainer is not None else 1
+        return max(1, len(os.sched_getaffinity(0)) // local_ranks)
+
     def _worker_options(self) -> dict[str, Any]:
-        workers = self.num_workers
-        if workers is None:
-            local_ranks = self.trainer.num_devices if self.trainer is not None else 1
-            workers = max(1, len(os.sched_getaffinity(0)) // local_ranks - 1)
+        workers = self.worker_count()
         options: dict[str, Any] = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
         # An own generator: the loader's draw of a worker seed must not advance the model's random stream.
         options["generator"] = torch.Generator().manual_seed(self.seed)

@@ -7,7 +7,9 @@ import sys
 from itertools import pairwise
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from callbacks.prediction_writers import PredictionWriter
@@ -64,6 +66,17 @@ class SealmarkCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add where predictions go; nothing is linked, so no flag is overridden behind the user's back."""
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+
+    def before_fit(self) -> None:
+        """Keep a network on the CPU to the cores that its workers leave: sharing them costs more than it brings."""
+        self.threads = torch.get_num_threads()
+        if isinstance(self.trainer.accelerator, CPUAccelerator) and "OMP_NUM_THREADS" not in os.environ:
+            self.datamodule.trainer = self.trainer
+            torch.set_num_threads(self.datamodule.free_cores())
+
+    def after_fit(self) -> None:
+        """Give the network all its threads back: what follows in this process is not training."""
+        torch.set_num_threads(self.threads)
 
     def before_predict(self) -> None:
         """Use the weights that come with the repository where the user named none, and say so."""

@@ -36,6 +36,8 @@ class CompositingSettings:
     Attributes:
         clean_fraction: Share of samples without any mark.
         sign_fraction: Share of samples whose scene carries a sign or print of its own, which is not a mark.
+        photo_blur: Range of the blur that photos get before marks come over them, as a standard deviation in px. A
+            camera's picture is soft at full size and what is laid over it is not; drawn scenes are as crisp as marks.
         families: Weights of the layouts; a sample has one.
         most: Most marks of a family in one sample, 1 where it is not named; 1 to 5 logos are the reference's.
         modes: Weights of the blend modes.
@@ -53,6 +55,7 @@ class CompositingSettings:
 
     clean_fraction: float = 0.2
     sign_fraction: float = 0.12
+    photo_blur: tuple[float, float] = (0.0, 0.0)
     families: Mapping[str, float] = field(
         default_factory=lambda: {"logo": 0.46, "text": 0.2, "tiled": 0.12, "corner": 0.1, "diagonal": 0.12}
     )
@@ -139,6 +142,8 @@ def compose(
     signed = rng.random() < settings.sign_fraction
     if signed:
         photo = paint_sign(photo, marks, rng)
+    if (blur := rng.uniform(*settings.photo_blur)) > 0.2:  # below, a Gaussian is narrower than a pixel
+        photo = cv2.GaussianBlur(photo, (0, 0), blur)
     canvas = Canvas.over(photo, parts)
     family = "hard_negative" if signed else "clean"
     if rng.random() >= settings.clean_fraction:

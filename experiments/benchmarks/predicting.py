@@ -71,7 +71,7 @@ def small_network() -> WatermarkSegmentationModule:
         return module
     except FileNotFoundError:
         torch.manual_seed(0)
-        options: dict[str, Any] = {"encoder": "tu-mobilenetv4_conv_small", "decoder_channels": [96, 64, 48, 24, 12]}
+        options: dict[str, Any] = {"encoder": "tu-resnet10t", "encoder_depth": 4, "decoder_channels": [64, 48, 24, 12]}
         # Random weights answer about one half everywhere; speckles all over would be nobody's prediction.
         return WatermarkSegmentationModule(**options, threshold=0.9).eval()
 

@@ -75,7 +75,7 @@ class WatermarkSegmentationModule(ProvenanceModule):
     def __init__(
         self,
         architecture: str = "Unet",
-        encoder: str = "tu-mobilenetv4_conv_small",
+        encoder: str = "tu-resnet10t",
         encoder_weights: Literal["imagenet"] | None = None,
         encoder_depth: int | None = None,
         decoder_channels: list[int] | None = None,

@@ -46,7 +46,7 @@ class WatermarkNetwork(nn.Module):
     def __init__(
         self,
         architecture: str = "Unet",
-        encoder: str = "tu-mobilenetv4_conv_small",
+        encoder: str = "tu-resnet10t",
         encoder_weights: str | None = None,
         encoder_depth: int | None = None,
         decoder_channels: list[int] | None = None,

@@ -1,6 +1,7 @@
 """The command's contract: quick answers, the YAML as the truth, runs that can be repeated."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,3 +138,28 @@ def test_prepare_draws_pictures_and_a_manifest(sealmark: Callable[..., int], tmp
     rows = manifest.read_text().splitlines()
     assert rows[0] == "path,width,height"
     assert len(rows) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_on_the_cpu_leaves_the_workers_their_cores(
+    workers: int, sealmark: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule as Module
+
+    during: list[int] = []
+    step = Module.training_step
+
+    def watched(self: Module, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        during.append(torch.get_num_threads())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Module, "training_step", watched)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    assert sealmark("fit", "--data.num_workers", workers) == 0
+    assert set(during) == {max(1, len(os.sched_getaffinity(0)) - workers)}
+    assert torch.get_num_threads() == before
+    during.clear()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+    assert sealmark("fit", "--data.num_workers", workers) == 0
+    assert set(during) == {before}, "what the user set stays"

@@ -1,5 +1,7 @@
 """The default engine: labels follow what can be seen, samples repeat from their seed, signs are no marks."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -48,6 +50,16 @@ def test_every_border_of_a_label_is_ignored() -> None:
     around = cv2.dilate(drawn.label.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~drawn.label
     assert around.any()
     assert drawn.ignore[around].all()
+
+
+def test_photo_blur_softens_the_photo_and_not_the_mark() -> None:
+    scene = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    soft = replace(PLAIN, photo_blur=(1.0, 1.0))
+    clean = compose(scene, disc((255, 255, 255)), replace(soft, clean_fraction=1.0), np.random.default_rng(0))
+    assert np.array_equal(clean.image, cv2.GaussianBlur(scene, (0, 0), 1.0))
+    drawn = compose(GREY, disc((255, 255, 255)), replace(soft, opacity=(1.0, 1.0)), np.random.default_rng(0))
+    plain = compose(GREY, disc((255, 255, 255)), replace(PLAIN, opacity=(1.0, 1.0)), np.random.default_rng(0))
+    assert np.array_equal(drawn.image, plain.image), "on an even photo only a blurred mark could differ"
 
 
 def test_an_invisible_mark_leaves_a_clean_picture() -> None:
