@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_modules.torchscript import is_torchscript, read_torchscript
+
 KeyMap = Mapping[str, str] | Callable[[str], str]
 _SHOWN = 5
 _LEGACY_PICKLES = 5
@@ -36,12 +38,12 @@ def load_weights(
 ) -> LoadReport:
     """Copy a file's tensors into a module; raise a ValueError that lists the keys that do not fit.
 
-    Nothing in the file is executed. Lightning checkpoints are unwrapped. Where the load fails, the module stays
-    as it was.
+    Nothing in the file is executed. Lightning checkpoints are unwrapped, TorchScript files read as state. Where the
+    load fails, the module stays as it was.
 
     Args:
         module: Where the tensors go.
-        path: A .safetensors file, or one that torch.save made.
+        path: A .safetensors file, or one that torch.save or torch.jit.save made.
         key_map: Renames keys: prefixes to replacements (the first that fits), or a function.
         strict: Whether every key must fit. Where not, what fits is loaded and the rest is in the report.
     """
@@ -74,6 +76,8 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     _check_file(file)
     if _is_safetensors(file):
         return _read_safetensors(file)
+    if is_torchscript(file):
+        return read_torchscript(file), {}
     content = _read_pickle(file)
     wrapped = content.get("state_dict")
     if isinstance(wrapped, dict):

@@ -16,10 +16,11 @@ def test_committed_goldens_stay_small():
 def test_committed_files_are_those_of_their_manifest(method, golden_folder):
     folder_type = type(golden_folder(method))
     folder = folder_type.open(COMMITTED / method)
-    present = {path.name for path in folder.path.iterdir()} - {"manifest.json", "README.md"}
+    files = [path for path in folder.path.rglob("*") if path.is_file()]
+    present = {path.relative_to(folder.path).as_posix() for path in files} - {"manifest.json", "README.md"}
     assert present == set(folder.manifest["files"])
     for file in present:
-        assert folder.tensors(file) if file.endswith(".safetensors") else folder.json(file)
+        folder._verify(file)
 
 
 def test_damaged_absent_and_empty_goldens_are_errors(tmp_path, golden_folder):

@@ -1,0 +1,1 @@
+"""SSCD: a fingerprint of a picture that survives editing."""

@@ -1,0 +1,127 @@
+"""The descriptor network: a convolutional trunk, GeM pooling, a linear projection, length one."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+import timm
+import torch
+import torchvision.models as tv
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+GEM_FLOOR = 1e-6
+
+_RESNETS: dict[str, Callable[..., tv.ResNet]] = {
+    "resnet18": tv.resnet18,
+    "resnet50": tv.resnet50,
+    # The trunk of `sscd_disc_large`. torchvision has its parts but no name for it.
+    "resnext101_32x4d": lambda **options: tv.ResNet(
+        tv.resnet.Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4, **options
+    ),
+    "resnext101_32x8d": tv.resnext101_32x8d,
+}
+
+
+class GeM(nn.Module):
+    """Generalised mean over positions; 1 is the average, large exponents approach the maximum.
+
+    Args:
+        exponent: A constant. Learnt, it diverges (paper).
+    """
+
+    def __init__(self, exponent: float = 3.0) -> None:
+        super().__init__()
+        self.exponent = exponent
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, C) of (B, C, H, W)."""
+        powered = features.clamp(min=GEM_FLOOR).flatten(2).pow(self.exponent)
+        return powered.mean(dim=2).pow(1.0 / self.exponent)
+
+    def extra_repr(self) -> str:
+        """Show the exponent when printed."""
+        return f"exponent={self.exponent}"
+
+
+class TimmBackbone(nn.Module):
+    """Any timm model as a trunk, with the head that a torchvision trunk has.
+
+    Args:
+        name: Name of a timm model.
+        dims: Numbers a descriptor.
+        exponent: Of the pooling.
+        pretrained: Whether timm loads its weights.
+    """
+
+    def __init__(self, name: str, dims: int, exponent: float, pretrained: bool = False) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            close = get_close_matches(name, [*_RESNETS, *timm.list_models()], 4)
+            raise ValueError(f"`backbone` {name!r} is neither one of ours nor of timm; close names: {', '.join(close)}")
+        self.trunk = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        self.avgpool = GeM(exponent)
+        self.fc = _projection(self.trunk.num_features, dims)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, dims) before scaling to length one."""
+        features = self.trunk.forward_features(image)
+        if features.ndim == 3:  # tokens: drop those that belong to no position
+            features = features[:, self.trunk.num_prefix_tokens :].transpose(1, 2)[..., None]
+        elif getattr(self.trunk, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)
+        projected: Tensor = self.fc(self.avgpool(features))
+        return projected
+
+
+class DescriptorNetwork(nn.Module):
+    """Maps RGB images in [0, 1] of any size to descriptors of length one.
+
+    The state dict is the published torchvision layout, ``backbone.*`` with the projection as ``backbone.fc``.
+
+    Args:
+        backbone: ``resnet18``, ``resnet50``, ``resnext101_32x4d``, ``resnext101_32x8d`` or any timm model.
+        dims: Numbers a descriptor.
+        pool_exponent: Of GeM pooling; the published models use 3.
+        pretrained: Whether a timm trunk starts from timm's weights, where they can be had.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: str = "resnet50", dims: int = 512, pool_exponent: float = 3.0, pretrained: bool = False
+    ) -> None:
+        super().__init__()
+        self.backbone = build_backbone(backbone, dims, pool_exponent, pretrained)
+        # Not persistent: published files hold the backbone alone.
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return descriptors (B, dims) of images (B, 3, H, W)."""
+        return self.describe((image - self.mean) / self.std)
+
+    def describe(self, normalised: Tensor) -> Tensor:
+        """Return descriptors of images that are already scaled by ImageNet's mean and std, as published files do."""
+        return F.normalize(self.backbone(normalised), dim=1, eps=1e-12)
+
+
+def build_backbone(name: str, dims: int, exponent: float, pretrained: bool = False) -> nn.Module:
+    """Return a network that maps normalised images to unscaled descriptors."""
+    if name not in _RESNETS or pretrained:
+        return TimmBackbone(name, dims, exponent, pretrained)
+    # The last norm of every residual branch starts at zero: without it, an entropy weight of 30 does not train (paper).
+    resnet: tv.ResNet = _RESNETS[name](num_classes=dims, zero_init_residual=True)
+    resnet.avgpool = GeM(exponent)
+    resnet.fc = _projection(resnet.fc.in_features, dims)
+    assert isinstance(resnet, nn.Module)
+    return resnet
+
+
+def _projection(channels: int, dims: int) -> nn.Linear:
+    linear = nn.Linear(channels, dims)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
