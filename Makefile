@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 GOLDENS ?= tests/goldens
 
-.PHONY: help install quickstart test test-slow lint format bench clean
+.PHONY: help install quickstart test test-slow lint docs format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install  ## check the pages: links, named files, commands, and the worked example
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not gpu" tests/docs
 
 format: install  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

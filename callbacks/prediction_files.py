@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import cv2
 import numpy as np
@@ -17,6 +19,46 @@ from numpy.typing import NDArray
 
 ImageFormat = Literal["png", "jpg"]
 TEMPORARY_SUFFIX = ".part"
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)  # of a file system, not of a holder
+
+
+class FolderLock:
+    """Keeps other runs out of a folder until it is released or the process ends, however it ends.
+
+    Rank 0 decides for its run. The files of the other ranks show that one of them has outlived a killed rank 0. All
+    files stay, empty: one that is deleted could be held by two runs.
+    """
+
+    def __init__(self) -> None:
+        self._file = -1
+
+    def take(self, folder: Path, rank: int) -> bool:
+        """Lock the folder for a rank; False where another run is at work in it."""
+        self.release()
+        mine = folder / f".lock.rank{rank}"
+        self._file = _lock(mine)
+        _folder_locks.add(self)
+        if rank == 0 and any(_is_locked(path) for path in folder.glob(".lock.rank*") if path != mine):
+            self.release()
+        return self._file >= 0
+
+    def release(self) -> None:
+        """Let others in; a second time does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+_folder_locks: WeakSet[FolderLock] = WeakSet()
+
+
+def _release_all() -> None:
+    for lock in _folder_locks:
+        lock.release()
+
+
+# A worker of a DataLoader lives for seconds after its parent was killed, and would hold the parent's lock as long.
+os.register_at_fork(after_in_child=_release_all)
 
 
 class JsonLines:
@@ -161,3 +203,27 @@ def _write_all(file: int, data: bytes) -> None:
     view = memoryview(data)
     while len(view):
         view = view[os.write(file, view) :]
+
+
+def _lock(path: Path) -> int:
+    """Open a file and lock it until it is closed; -1 where it is locked already."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return -1
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(file)
+                raise
+    return file
+
+
+def _is_locked(path: Path) -> bool:
+    file = _lock(path)
+    if file >= 0:
+        os.close(file)
+    return file < 0

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from callbacks.prediction_files import (
     TEMPORARY_SUFFIX,
+    FolderLock,
     ImageFormat,
     ImageThreads,
     JsonLines,
@@ -37,8 +38,8 @@ _STEM_BYTES = 120  # of the 255 that a file name may have
 class PredictionWriter(Callback):
     """Writes each prediction as a line of `predictions.rank<R>.jsonl`, after the images that the line names.
 
-    A later start with the same folder leaves out what is there. Inputs that cannot be read are listed in
-    `skipped.rank<R>.jsonl` and tried again by a later start.
+    A later start with the same folder leaves out what is there; a start while another is at work is refused. Inputs
+    that cannot be read are listed in `skipped.rank<R>.jsonl` and tried again by a later start.
 
     Args:
         output_dir: the folder; by default `predictions` in the folder of the run.
@@ -61,6 +62,7 @@ class PredictionWriter(Callback):
         self.image_format: ImageFormat = image_format
         self.writer_threads = writer_threads
         self._folder = Path()
+        self._lock = FolderLock()
         self._before = 0
         self._session: _Session | None = None
         self._taken: frozenset[int] = frozenset()
@@ -75,6 +77,7 @@ class PredictionWriter(Callback):
         log_dir = trainer.log_dir or trainer.default_root_dir
         self._folder = Path(self.output_dir) if self.output_dir else Path(log_dir) / "predictions"
         self._checked = False
+        self._take_folder(trainer)
         if trainer.is_global_zero:
             _repair(self._folder)
         trainer.strategy.barrier("predictions repaired")
@@ -135,6 +138,7 @@ class PredictionWriter(Callback):
         if self._session is not None:
             self._session.abandon()
             self._session = None
+        self._lock.release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prints how many inputs were predicted and skipped, and where that is."""
@@ -145,6 +149,7 @@ class PredictionWriter(Callback):
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
             self._report()
+        self._lock.release()
 
     def _report(self) -> None:
         predicted = sum(count_lines(path) for path in self._folder.glob("predictions.rank*.jsonl"))
@@ -157,6 +162,17 @@ class PredictionWriter(Callback):
     def wants(self, key: str) -> bool:
         """Tell whether images of this name are to be written."""
         return key in self.save_images if isinstance(self.save_images, list) else self.save_images
+
+    def _take_folder(self, trainer: Trainer) -> None:
+        rank = trainer.global_rank
+        # One rank decides for all: of two runs that start together, one goes on.
+        free = trainer.strategy.broadcast(rank != 0 or self._lock.take(self._folder, rank))
+        if not free:
+            raise ValueError(
+                f"another predict is writing to {self._folder}: wait for it or name another --predictions.output_dir"
+            )
+        if rank != 0:
+            self._lock.take(self._folder, rank)
 
     def _check_model(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._checked:

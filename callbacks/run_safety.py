@@ -4,30 +4,59 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from callbacks.prediction_writers import PredictionWriter
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulStop(Callback):
-    """Ends training on Ctrl-C or SIGTERM after the running step, with a checkpoint and a line that says how to go on.
+    """Ends a run on Ctrl-C or SIGTERM with a line that says how to go on.
 
-    A checkpoint written in the middle of a step would not resume exactly, so the signal is only noted. A second one
-    acts at once.
+    Training ends after the running step with a checkpoint, since one written in the middle of a step would not resume
+    exactly; prediction ends after the running batch, since its files are whole then. There the signal is only noted,
+    and a second one acts at once. Validation and test have nothing to keep and end at once.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._advice = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over, after Lightning has set its own handlers."""
-        self.received = None
-        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        # The checkpoint must hold all of a step, so this comes last: behind the average of the weights, for one. A new
+        # list, since Lightning is walking through the old one.
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = [*(callback for callback in callbacks if callback is not self), self]  # type: ignore[attr-defined]
+        self._take_signals(self._note)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over for prediction."""
+        self._advice = _advice_for_prediction(trainer)
+        self._take_signals(self._note_in_prediction)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over for a test."""
+        self._advice = "the same command tests again"
+        self._take_signals(self._leave)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over for a validation that is not part of training."""
+        if trainer.state.fn == "validate":
+            self._advice = "the same command validates again"
+            self._take_signals(self._leave)
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Leave between two batches if told to."""
+        if self.received is not None:
+            raise SystemExit(128 + self.received)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -43,15 +72,42 @@ class GracefulStop(Callback):
         """Give the signals back."""
         self._restore()
 
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back, unless training goes on."""
+        if trainer.state.fn == "validate":
+            self._restore()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back when a run ends by an error."""
         self._restore()
 
+    def _take_signals(self, handler: Callable[[int, FrameType | None], None]) -> None:
+        self.received = None
+        self._previous = {number: signal.signal(number, handler) for number in SIGNALS}
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print("\nstopping after this step with a checkpoint (again to stop at once)", file=sys.stderr)
+        _tell("stopping after this step with a checkpoint (again to stop at once)")
+
+    def _note_in_prediction(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for other in SIGNALS:
+            signal.signal(other, self._leave)
+        _tell(f"stopping after this batch (again to stop at once); {self._advice}")
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        _tell(f"stopped; {self._advice}")
+        raise SystemExit(128 + number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -72,6 +128,23 @@ class GracefulStop(Callback):
         raise SystemExit(128 + (self.received or signal.SIGTERM))
 
 
+def _tell(line: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"\n{line}", file=sys.stderr)
+
+
+def _advice_for_prediction(trainer: Trainer) -> str:
+    log_dir = trainer.log_dir or trainer.default_root_dir  # talks to all ranks: never behind a condition
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    writer = next((callback for callback in callbacks if isinstance(callback, PredictionWriter)), None)
+    if writer is None:
+        return "the same command predicts again"
+    if writer.output_dir:
+        return "the same command goes on where it stopped"
+    # A new start would take a folder of its own.
+    return f"the same command with --predictions.output_dir {Path(log_dir) / 'predictions'} goes on where it stopped"
+
+
 class SkippedFiles(Callback):
     """Counts the unreadable files that were left out and lists each once in `skipped.jsonl` of the run's folder.
 
@@ -80,39 +153,39 @@ class SkippedFiles(Callback):
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
+        self._path = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settle where the list goes while all ranks are here: asking for the folder talks to all of them."""
+        name = "skipped.jsonl" if trainer.world_size == 1 else f"skipped.rank{trainer.global_rank}.jsonl"
+        self._path = Path(trainer.log_dir or trainer.default_root_dir) / name
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """List what training left out."""
-        self._list(trainer, args[1])
+        self._list(args[1])
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """List what validation left out."""
-        self._list(trainer, args[1])
+        self._list(args[1])
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """List what the test left out."""
-        self._list(trainer, args[1])
+        self._list(args[1])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say how many files were left out."""
         if self.seen:
             print(
-                f"{len(self.seen)} unreadable files were left out, listed in {self._path(trainer)}",
+                f"{len(self.seen)} unreadable files were left out, listed in {self._path}",
                 file=sys.stderr,
             )
 
-    def _list(self, trainer: Trainer, batch: Any) -> None:
+    def _list(self, batch: Any) -> None:
         skipped = batch.get("skipped", []) if isinstance(batch, dict) else []
         fresh = [entry for entry in skipped if entry["path"] not in self.seen]
         if not fresh:
             return
         self.seen.update(entry["path"] for entry in fresh)
-        path = self._path(trainer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in fresh)
-
-    @staticmethod
-    def _path(trainer: Trainer) -> Path:
-        name = "skipped.jsonl" if trainer.world_size == 1 else f"skipped.rank{trainer.global_rank}.jsonl"
-        return Path(trainer.log_dir or trainer.default_root_dir) / name

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -251,8 +252,14 @@ class ProvenanceDataModule(LightningDataModule):
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:
-        """Return how far the running epoch is, for the checkpoint."""
-        return {} if self._train_loader is None else self._train_loader.state_dict()
+        """Return how far the running epoch is, for the checkpoint; a finished epoch counts as not begun."""
+        if self._train_loader is None:
+            return {}
+        state = self._train_loader.state_dict()
+        # `limit_train_batches` may end an epoch before the loader does.
+        if self.trainer is not None and state["handed_out"] >= self.trainer.num_training_batches:
+            state["handed_out"] = 0
+        return state
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on in the middle of the epoch.
@@ -336,6 +343,20 @@ def _collate_any_size(samples: Sequence[Sample | SkippedSample]) -> dict[str, An
 
 
 def _start_worker(worker_id: int) -> None:
-    """Keep a worker to one thread, and leave Ctrl-C to the main process."""
+    """Keep a worker to one thread, and leave Ctrl-C and SIGTERM to the main process."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Blocked in this thread and in all that it starts, so that the waiting one gets it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_says, daemon=True).start()
+
+
+def _end_when_parent_says() -> None:
+    """Heed SIGTERM from the main process alone.
+
+    `timeout`, systemd and SLURM send it to every process of a run; without its workers the main process could not end
+    its step and save. From the main process it is torch's last means against a worker that hangs.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)  # as torch's own handler does: another code would be reported as a crash

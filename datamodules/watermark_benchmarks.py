@@ -237,7 +237,7 @@ class WatermarkBenchmarkDataModule(ProvenanceDataModule):
         batch_size: Samples a step and rank in training.
         eval_batch_size: Samples a step and rank elsewhere; None means `batch_size`.
         num_workers: Processes that make samples, per rank; None takes the cores this rank can have, less one.
-        seed: Decides order and mirroring, together with epoch and index.
+        seed: Decides order and mirroring, with epoch and index; None takes the run's `seed_everything`.
         on_unreadable: "stop" ends the run with one line; "skip" leaves the file out and lists it in skipped.jsonl.
         paths: Files, folders and manifests to predict on.
     """
@@ -253,7 +253,7 @@ class WatermarkBenchmarkDataModule(ProvenanceDataModule):
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         on_unreadable: Literal["stop", "skip"] = "stop",
         paths: str | list[str] | None = None,
     ) -> None:

@@ -1,6 +1,8 @@
 """Photos with marks laid over them on the fly, for watermark segmentation."""
 
+import os
 import random
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,7 +15,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import ProvenanceDataModule, Sample, SampleKey, Split
 from datamodules.images.randomness import sample_rng
-from datamodules.images.sources import ImageSource, open_images
+from datamodules.images.sources import ImageSource, ProceduralSource, open_images
 from datamodules.images.splits import positions_of
 from datamodules.transforms.letterbox import letterbox
 from datamodules.transforms.mark_bank import MarkBank, load_logos
@@ -29,7 +31,7 @@ PROCEDURAL = "procedural://"
 class Photos:
     """The photos of one split of a source, by position."""
 
-    def __init__(self, source: ImageSource, positions: Sequence[int]) -> None:
+    def __init__(self, source: ImageSource, positions: Sequence[int] | NDArray[np.int64]) -> None:
         self.source = source
         self.positions = positions
 
@@ -38,7 +40,7 @@ class Photos:
 
     def read(self, turn: int, target_size: int | None = None) -> tuple[Pixels, str]:
         """Return the photo whose turn it is, and its path; after the last comes the first again."""
-        position = self.positions[turn % len(self.positions)]
+        position = int(self.positions[turn % len(self.positions)])
         return self.source.read(position, target_size), self.source.path(position)
 
 
@@ -92,7 +94,14 @@ class ReferenceMarks(Dataset[Sample]):
     """Engine "reference": the published procedure, at the photo's own size, letter-boxed afterwards."""
 
     def __init__(
-        self, photos: Photos, compositor: ReferenceCompositor, size: int, length: int, seed: int, split: Split
+        self,
+        photos: Photos,
+        compositor: ReferenceCompositor,
+        size: int,
+        length: int,
+        seed: int,
+        split: Split,
+        augment: bool = True,
     ) -> None:
         self.photos = photos
         self.compositor = compositor
@@ -100,6 +109,7 @@ class ReferenceMarks(Dataset[Sample]):
         self.length = length
         self.seed = seed
         self.split: Split = split
+        self.augment = augment and split == "train"
 
     def __len__(self) -> int:
         return self.length
@@ -109,9 +119,7 @@ class ReferenceMarks(Dataset[Sample]):
         photo, path = self.photos.read(key.index)
         image, mask = self.compositor(photo, random.Random(int(rng.integers(2**63))))
         boxed, label = letterbox(image.astype(np.float32) / np.float32(255), mask.astype(np.float32), self.size)
-        # Paper: one data set object is shared by both splits, so its training ran without augmentation;
-        # here: the training split is augmented as its notebook meant to.
-        if self.split == "train":
+        if self.augment:
             boxed, label = augment(boxed, label, rng)
         plane = torch.from_numpy(np.ascontiguousarray(label > 0.5))[None]
         return {
@@ -152,18 +160,23 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
     Args:
         photos: Folder, manifest or `procedural://COUNT?size=S` for drawn scenes that need no files.
         logos: Folder or manifest of logos with alpha; None draws all marks.
-        test_photos: Photos of the test split alone; None takes the hashed test part of `photos`.
-        test_logos: Logos of the test split alone; None takes the hashed test part of `logos`.
+        test_photos: Photos of the test split alone, which the other splits leave out; None takes the hashed test part
+            of `photos`.
+        test_logos: Logos of the test split alone, which the other splits leave out; None takes the hashed test part
+            of `logos`.
         engine: "sealmark" is ours; "reference" repeats the published procedure and needs `logos`.
         size: Side of the square samples.
         settings: What engine "sealmark" draws.
-        drawn_fraction: Share of logo marks that are drawn where `logos` gives files.
+        drawn_fraction: Share of training's logo marks that are drawn where `logos` gives files. The frozen sets then
+            take files alone.
         train_samples: Samples an epoch; None means one a photo.
         val_samples: Size of the frozen validation set.
         test_samples: Size of the frozen test set.
         holdout: Share of the files kept from training, half for validation, half for test.
         parts: Whether samples carry the marks' alpha and colour, for a model with those heads.
         dilate: Engine "reference" only: side of the square that dilates its masks (1 is a no-op).
+        augment: Engine "reference" only: whether training is augmented, as its notebook meant to. Its released code
+            does not: both halves of its split share one data set object, and with it the validation transform.
         batch_size: Samples a step and rank in training.
         eval_batch_size: Samples a step and rank elsewhere; None means `batch_size`.
         num_workers: Processes that make samples, per rank; None takes the cores this rank can have, less one.
@@ -189,6 +202,7 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
         holdout: float = 0.2,
         parts: bool = False,
         dilate: int = 0,
+        augment: bool = True,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -213,6 +227,7 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
         self.eval_seed = eval_seed
         self.parts = parts
         self.dilate = dilate
+        self.augment = augment
 
     def build_dataset(self, split: Split) -> Dataset[Sample]:
         """Build a split; its photos and logos are in no other."""
@@ -221,15 +236,18 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
         length = self.samples[split] or len(photos)
         if self.engine == "reference":
             compositor = ReferenceCompositor.from_files(self._logo_paths(split), self.dilate)
-            return ReferenceMarks(photos, compositor, self.size, length, seed, split)
+            return ReferenceMarks(photos, compositor, self.size, length, seed, split, self.augment)
         bank = MarkBank(
-            load_logos(self._logo_paths(split)), self.drawn_fraction, "train" if split == "train" else "held_out"
+            self._load_logos(split),
+            self.drawn_fraction if split == "train" else 0.0,
+            "train" if split == "train" else "held_out",
         )
         return CompositedMarks(photos, bank, self.settings, self.size, length, seed, split, self.parts)
 
     def _photos(self, split: Split) -> Photos:
         if split == "test" and self.test_photos is not None:
             source = open_images(self.test_photos)
+            _refuse_same_scenes(open_images(self.photos), source)
             return Photos(source, range(len(source)))
         source = open_images(self.photos)
         if isinstance(self.photos, str) and self.photos.startswith(PROCEDURAL):
@@ -241,13 +259,8 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
                 "test": range(len(source) - held, len(source)),
             }
             return Photos(source, ranges[split])
-        positions = positions_of((source.path(i) for i in range(len(source))), split, self.holdout)
-        if not positions:
-            raise ValueError(
-                f"no photo of {self.photos} falls into the {split} split at data.holdout {self.holdout}: "
-                f"add photos or raise data.holdout"
-            )
-        return Photos(source, positions)
+        paths = [source.path(i) for i in range(len(source))]
+        return Photos(source, self._positions(paths, split, "photos", self.photos, self.test_photos))
 
     def _logo_paths(self, split: Split) -> list[str]:
         if self.logos is None:
@@ -255,13 +268,36 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
         if split == "test" and self.test_logos is not None:
             return _paths_of(self.test_logos)
         paths = _paths_of(self.logos)
-        chosen = [paths[i] for i in positions_of(paths, split, self.holdout)]
-        if not chosen:
+        return [paths[i] for i in self._positions(paths, split, "logos", self.logos, self.test_logos)]
+
+    def _positions(
+        self, paths: list[str], split: Split, what: str, given: str | list[str], tested: str | list[str] | None
+    ) -> NDArray[np.int64]:
+        """Return which files are of a split; none that is tested on is trained on, whatever name it goes by."""
+        positions = positions_of(paths, split, self.holdout)
+        if tested is not None:
+            elsewhere = {os.path.realpath(path) for path in _paths_of(tested)}
+            positions = positions[[os.path.realpath(paths[i]) not in elsewhere for i in positions]]
+        if not len(positions):
             raise ValueError(
-                f"no logo of {self.logos} falls into the {split} split at data.holdout {self.holdout}: "
-                f"add logos or raise data.holdout"
+                f"no file of data.{what} {given} is left for the {split} split at data.holdout {self.holdout}: "
+                f"add {what} or raise data.holdout"
             )
-        return chosen
+        return positions
+
+    def _load_logos(self, split: Split) -> list[list[Pixels]]:
+        logos, errors = load_logos(self._logo_paths(split), self.on_unreadable)
+        for error in errors:
+            warnings.warn(f"logo left out: {error}", stacklevel=2)
+        if errors and not logos:
+            raise errors[0]
+        return logos
+
+
+def _refuse_same_scenes(trained: ImageSource, tested: ImageSource) -> None:
+    seeds = [source.seed for source in (trained, tested) if isinstance(source, ProceduralSource)]
+    if len(seeds) == 2 and seeds[0] == seeds[1]:
+        raise ValueError(f"data.test_photos draws the scenes of data.photos: give it another seed than {seeds[0]}")
 
 
 def _paths_of(spec: str | list[str]) -> list[str]:

@@ -71,9 +71,15 @@ def _run_trainer(words: list[str]) -> None:
 def _run_tool(words: list[str]) -> None:
     from jsonargparse import auto_cli
 
+    from experiments.one_line import OneLineParser
+
     module, attribute = TOOLS[words[0]].split(":")
     auto_cli(
-        getattr(import_module(module), attribute), args=words[1:], prog=f"sealmark {words[0]}", as_positional=False
+        getattr(import_module(module), attribute),
+        args=words[1:],
+        prog=f"sealmark {words[0]}",
+        as_positional=False,
+        parser_class=OneLineParser,
     )
 
 

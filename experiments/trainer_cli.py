@@ -2,53 +2,28 @@
 
 import logging
 import os
-import pickle
 import sys
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from callbacks.prediction_writers import PredictionWriter
 from callbacks.progress import progress_bar
 from callbacks.run_safety import GracefulStop, SkippedFiles
 from datamodules.base import ProvenanceDataModule
+from experiments.mistakes import EXPLAINED, explain, refuse_url
+from experiments.one_line import OneLineParser
+from experiments.tracking import track_offline_without_account
 from lightning_modules.base import ProvenanceModule
-from lightning_modules.weights import read_weights
-
-# How lines begin that jsonargparse adds for every member of a Union beside the one that was meant.
-TRIED_TYPES = (
-    "Does not validate against any of the Union",
-    "Subtypes: ",
-    "Errors",
-    "Not a valid subclass",
-    "Subclass types expect one of",
-    "a class path (str)",
-    "a dict with",
-    "Expected a <class 'NoneType'>",
-    "Given value",
-)
 
 
-class OneLineParser(LightningArgumentParser):
-    """Answers a mistake with what is wrong and where, instead of forty lines of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Print the mistake in one line and exit with 2."""
-        if os.environ.get("SEALMARK_DEBUG") and ex is not None:
-            raise ex
-        print(f"sealmark: error: {condense(message)}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def condense(message: str) -> str:
-    """Put a message of the parser into one line, without what it says of the types that were also tried."""
-    lines = [line.strip(" -").rstrip(":") for line in message.splitlines()]
-    told = [line for line in lines if line and not line.startswith(TRIED_TYPES)]
-    return ": ".join(told or lines)
+class TrainerParser(OneLineParser, LightningArgumentParser):
+    """The parser of LightningCLI, with our way to tell a mistake."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -63,9 +38,38 @@ class SaveConfig(SaveConfigCallback):
 class SealmarkCLI(LightningCLI):
     """Any of our modules with any of our datamodules, by `class_path`; the YAML and the flags are the truth."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(*args, **kwargs)
+        except EXPLAINED as error:
+            raise explain(error, self._checkpoint()) from error
+
+    def _checkpoint(self) -> str | Path | None:
+        """The checkpoint that the trainer took, which the user may have called "last", or else the named one."""
+        taken = self.trainer.ckpt_path if hasattr(self, "trainer") else None
+        return taken or (self.config[self.subcommand].get("ckpt_path") if hasattr(self, "subcommand") else None)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add where predictions go; nothing is linked, so no flag is overridden behind the user's back."""
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+
+    def before_instantiate_classes(self) -> None:
+        """Unpickle no checkpoint, whatever the config says, and never wait for an account of a tracker."""
+        config = self.config[self.subcommand]
+        if "weights_only" in config:
+            # Left as None, it means False for some paths.
+            config.weights_only = True
+        refuse_url(config.get("ckpt_path"))
+        track_offline_without_account(config.trainer.logger)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Leave our progress bar out where the user wants none or brings one; Lightning refuses both."""
+        asked = self.config_init[self.subcommand].trainer
+        brought = asked.callbacks if isinstance(asked.callbacks, list) else [asked.callbacks]
+        if asked.enable_progress_bar is False or any(isinstance(callback, ProgressBar) for callback in brought):
+            ours = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [each for each in ours if not isinstance(each, ProgressBar)]
+        return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
         """Keep a network on the CPU to the cores that its workers leave: sharing them costs more than it brings."""
@@ -102,13 +106,6 @@ def run() -> SealmarkCLI:
     }
     # An advertisement on every run.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda told: "Tip: " not in told.getMessage())
-    try:
-        return _launch(trainer_defaults)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise _explained(error) from error
-
-
-def _launch(trainer_defaults: dict[str, Any]) -> SealmarkCLI:
     return SealmarkCLI(
         ProvenanceModule,
         ProvenanceDataModule,
@@ -118,25 +115,6 @@ def _launch(trainer_defaults: dict[str, Any]) -> SealmarkCLI:
         save_config_callback=SaveConfig,
         seed_everything_default=0,
         trainer_defaults=trainer_defaults,
-        parser_class=OneLineParser,
-        parser_kwargs={"allow_abbrev": False, "parser_mode": "omegaconf+", "prog": "sealmark"},
+        parser_class=TrainerParser,
+        parser_kwargs={"parser_mode": "omegaconf+", "prog": "sealmark"},
     )
-
-
-def _explained(error: Exception) -> Exception:
-    """Say what a user can do about a checkpoint or folder that cannot be used; other errors stay what they are."""
-    if "SaveConfigCallback expected" in str(error):
-        return ValueError("another run's config.yaml lies in the run's folder: give the run a logger or its own folder")
-    words = sys.argv[1:]
-    path = next((value for flag, value in pairwise(words) if flag == "--ckpt_path"), "")
-    path = next((word.split("=", 1)[1] for word in words if word.startswith("--ckpt_path=")), path)
-    if isinstance(error, pickle.UnpicklingError):
-        read_weights(path)  # names the code that the file would have run
-        return ValueError(f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}")
-    if "loading state_dict" in str(error):
-        reasons = [line.strip() for line in str(error).splitlines()[1:]]
-        return ValueError(
-            f"checkpoint '{path}' does not fit the model of this config ({len(reasons)} keys, first: {reasons[0]}): "
-            f"use the config.yaml of the run that made it"
-        )
-    return error

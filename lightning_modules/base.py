@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.weights import load_weights
 
+SHIPPED = "shipped"
 Schedule = Literal["constant", "cosine", "one_cycle"]
 
 
@@ -46,7 +47,9 @@ class ProvenanceModule(LightningModule, ABC):
         self.configure_models()
         self.configure_losses()
         path = self.hparams.get("weights")
-        if path is not None:
+        if path == SHIPPED:
+            self.load_shipped_weights()
+        elif path is not None:
             self.restore_metadata(load_weights(self, path, key_map=self.weights_key_map).metadata)
 
     @classmethod

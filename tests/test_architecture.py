@@ -13,7 +13,10 @@ MAY_IMPORT = {
     "callbacks": {"callbacks", "lightning_modules.functional"},
     "experiments": set(PACKAGES),
 }
-METHODS = [path.name for path in (ROOT / "lightning_modules").iterdir() if (path / "module.py").is_file()]
+SHARED = {f"lightning_modules.{path.stem}" for path in (ROOT / "lightning_modules").glob("[a-z]*.py")}
+PARTS = [path.parent for path in (ROOT / "lightning_modules").glob("*/__init__.py")]
+METHODS = sorted(path.name for path in PARTS if path.name != "functional")
+TRAINED = [name for name in METHODS if (ROOT / "lightning_modules" / name / "module.py").is_file()]
 FILES = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
 
 
@@ -31,30 +34,62 @@ def imports_of(path: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] in PACKAGES}
 
 
-def allowed(name: str, package: str) -> bool:
-    return any(name == root or name.startswith(f"{root}.") or root.startswith(name) for root in MAY_IMPORT[package])
+def may_import(path: Path) -> set[str]:
+    """What a file may import: names of packages and modules, with all that is in them."""
+    package, *inner = path.relative_to(ROOT).parts
+    if package == "lightning_modules" and inner[0] == "functional":
+        return {"lightning_modules.functional"}
+    if package == "lightning_modules" and len(inner) == 1:
+        return SHARED | {"lightning_modules.functional"}
+    return MAY_IMPORT[package]
 
 
-def test_a_forbidden_import_is_seen(tmp_path: Path) -> None:
-    assert not allowed("lightning_modules.weights", "callbacks")
-    assert not allowed("experiments.cli", "datamodules")
-    assert allowed("lightning_modules.functional.tiling", "callbacks")
+def lies_in(name: str, root: str) -> bool:
+    return name == root or name.startswith(f"{root}.")
+
+
+def allowed(name: str, path: Path) -> bool:
+    # `from package import part` names the package too.
+    return any(lies_in(name, root) or lies_in(root, name) for root in may_import(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "wanted"),
+    [
+        ("lightning_modules.weights", "callbacks/figures.py", False),
+        ("experiments.cli", "datamodules/base.py", False),
+        ("lightning_modules.functional.tiling", "callbacks/figures.py", True),
+        ("lightning_modules.base", "lightning_modules/functional/tiling.py", False),
+        ("lightning_modules.sscd.network", "lightning_modules/functional/tiling.py", False),
+        ("lightning_modules.functional.regions", "lightning_modules/functional/tiling.py", True),
+        ("lightning_modules.watermark_segmentation.module", "lightning_modules/weights.py", False),
+        ("lightning_modules.sscd", "lightning_modules/base.py", False),
+        ("lightning_modules.weights.read_weights", "lightning_modules/base.py", True),
+        ("lightning_modules.base", "lightning_modules/sscd/network.py", True),
+    ],
+)
+def test_a_forbidden_import_is_seen(name: str, file: str, wanted: bool) -> None:
+    assert allowed(name, ROOT / file) == wanted
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_follow_the_arrows(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    assert [name for name in imports_of(path) if not allowed(name, package)] == []
+    assert [name for name in imports_of(path) if not allowed(name, path)] == []
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_do_not_know_each_other(method: str) -> None:
     others = {f"lightning_modules.{other}" for other in METHODS} - {f"lightning_modules.{method}"}
     for path in (ROOT / "lightning_modules" / method).rglob("*.py"):
-        assert not [name for name in imports_of(path) if any(name.startswith(other) for other in others)], path
+        assert not [name for name in imports_of(path) if any(lies_in(name, other) for other in others)], path
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_every_package_but_the_shared_one_is_a_method() -> None:
+    assert {"watermark_segmentation", "sscd"} <= set(METHODS)
+    assert "functional" not in METHODS
+
+
+@pytest.mark.parametrize("method", TRAINED)
 def test_every_method_has_its_recipes_and_pages(method: str) -> None:
     assert list((ROOT / "configs" / method).glob("*.yaml"))
     assert (ROOT / "lightning_modules" / method / "README.md").is_file()

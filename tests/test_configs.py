@@ -1,6 +1,8 @@
 """Every recipe parses, instantiates and runs for two batches; adding a YAML needs no edit here."""
 
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,11 +14,12 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "env")
+QUICKSTART = CONFIGS / "watermark_segmentation" / "quickstart.yaml"
 OVERLAYS = sorted(CONFIGS.glob("env/*.yaml"))
 # What stands in for data and networks that are not here or too large: by what the recipe names.
 SMALL_NETWORK = (
     *("--model.encoder", "tu-mobilenetv3_small_050", "--model.encoder_depth", "5"),
-    *("--model.decoder_channels", "[16,12,8,8,4]"),
+    *("--model.decoder_channels", "[16,12,8,8,4]", "--model.weights", "null"),
 )
 
 
@@ -106,9 +109,8 @@ def small_weights(folder: Path) -> Path:
 def test_overlay_changes_only_what_it_names(
     overlay: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = CONFIGS / "watermark_segmentation" / "quickstart.yaml"
-    base = printed(monkeypatch, capsys, "--config", str(recipe))
-    changed = printed(monkeypatch, capsys, "--config", str(recipe), "--config", str(overlay))
+    base = printed(monkeypatch, capsys, "--config", str(QUICKSTART))
+    changed = printed(monkeypatch, capsys, "--config", str(QUICKSTART), "--config", str(overlay))
     named = yaml.safe_load(overlay.read_text())
     for section, values in flat(changed).items():
         if values != flat(base).get(section):
@@ -135,9 +137,28 @@ def flat(tree: object, prefix: str = "") -> dict[str, object]:
     }
 
 
+@pytest.mark.parametrize(("overlay", "written"), [("cpu", "metrics.csv"), ("tensorboard", "events.out.tfevents.*")])
+def test_overlay_runs(overlay: str, written: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*smallest(QUICKSTART), "--config", str(CONFIGS / "env" / f"{overlay}.yaml")]
+    assert run(monkeypatch, "fit", *words) == 0
+    assert [path for path in (folder / "runs").rglob(written) if path.stat().st_size]
+
+
+@pytest.mark.slow
+def test_ddp_overlay_runs_on_two_cpu_processes(folder: Path) -> None:
+    overlay = CONFIGS / "env" / "ddp.yaml"
+    # The flags that the overlay itself names for this.
+    told = overlay.read_text().split("add\n#")[1].splitlines()[0].split()
+    command = [sys.executable, "-m", "experiments", "fit", *smallest(QUICKSTART), "--config", str(overlay), *told]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "MEMBER: 2/2" in done.stderr
+    assert "train/loss" in next((folder / "runs").rglob("metrics.csv")).read_text()
+
+
 def test_offline_tracking_writes_without_an_account(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = CONFIGS / "watermark_segmentation" / "quickstart.yaml"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    words = [*smallest(recipe), "--config", str(CONFIGS / "env" / "offline.yaml")]
+    words = [*smallest(QUICKSTART), "--config", str(CONFIGS / "env" / "offline.yaml")]
     assert run(monkeypatch, "fit", *words) == 0
     assert list((folder / "runs" / "wandb").glob("offline-run-*/*.wandb"))

@@ -7,6 +7,7 @@ import mmap
 import os
 import tempfile
 import time
+import warnings
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,7 +55,8 @@ class ImageListing(Sequence[str]):
     ) -> "ImageListing":
         """Lists every image below the roots once, in byte order of the paths, on any file system.
 
-        Folders are searched recursively, through linked folders but not in circles; hidden names are skipped.
+        Folders are searched recursively, through linked folders but not in circles; hidden names are skipped. A
+        sub-folder without permission to list it is left out, with a warning.
         A file named as a root is taken whatever its extension. Listings of `CACHED_FROM` paths and more are
         cached; a cached one is used while no visited folder has a new time stamp.
 
@@ -65,7 +67,7 @@ class ImageListing(Sequence[str]):
 
         Raises:
             FileNotFoundError: a root is missing, or no image was found.
-            PermissionError: a folder may not be listed.
+            PermissionError: a root may not be listed.
         """
         given = [roots] if isinstance(roots, str | os.PathLike) else roots
         names = [os.fsencode(os.path.normpath(Path(root).expanduser())) for root in given]
@@ -311,7 +313,13 @@ def _walk(root: bytes, suffixes: tuple[bytes, ...], visited: list[_Folder]) -> I
         if name is None:
             branch.pop()
         elif name.endswith(b"/"):
-            branch.append(_enter(os.path.join(folder, name[:-1]), above, suffixes, visited))
+            below = os.path.join(folder, name[:-1])
+            try:
+                branch.append(_enter(below, above, suffixes, visited))
+            except PermissionError as error:
+                warnings.warn(f"images are left out: {error}", stacklevel=2)
+                # A permission given later changes no time stamp; one of now keeps the scan out of the cache.
+                visited.append(_Folder(below, time.time_ns(), 0))
         else:
             yield os.path.join(folder, name)
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.images.decoding import read_image
+from datamodules.images.errors import UnreadableImageError
 from datamodules.transforms.marks import draw_mark
 
 Pixels = NDArray[np.uint8]
@@ -21,15 +22,31 @@ def premultiply(mark: Pixels) -> Pixels:
     return np.concatenate([(mark[..., :3] * alpha + 127) // 255, alpha], axis=-1).astype(np.uint8)
 
 
-def load_logos(paths: Iterable[str]) -> list[Pixels]:
-    """Decode logo files with alpha, cropped to their ink; one without any ink is an error that names it."""
-    return [_cropped(read_image(path, mode="RGBA"), path) for path in paths]
+def load_logos(
+    paths: Iterable[str], on_unreadable: Literal["stop", "skip"] = "stop"
+) -> tuple[list[list[Pixels]], list[UnreadableImageError]]:
+    """Decode logo files, one at a time, into pyramids of what their ink covers.
+
+    Args:
+        paths: Files with alpha.
+        on_unreadable: What happens to a file that cannot be read or has no ink: its error ends the call, or the file
+            is left out and its error returned.
+    """
+    pyramids, errors = [], []
+    for path in paths:
+        try:
+            pyramids.append(pyramid(_cropped(read_image(path, mode="RGBA"), path)))
+        except UnreadableImageError as error:
+            if on_unreadable == "stop":
+                raise
+            errors.append(error)
+    return pyramids, errors
 
 
 def _cropped(logo: Pixels, path: str) -> Pixels:
     rows, columns = (np.flatnonzero((logo[..., 3] > 0).any(axis=axis)) for axis in (1, 0))
     if not len(rows):
-        raise ValueError(f"logo '{path}' is fully transparent: remove it from the logo folder")
+        raise UnreadableImageError(path, "as a logo it is fully transparent")
     return np.ascontiguousarray(logo[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
@@ -50,15 +67,18 @@ class MarkBank:
     """Draws marks from logo files and from the procedural grammar.
 
     Args:
-        logos: Decoded logos, straight RGBA; may be empty.
+        logos: Pyramids of logos, as `load_logos` returns; may be empty.
         drawn_fraction: Share of "logo" marks that are drawn instead of taken from `logos`.
         split: Which fonts and primitives may be drawn; "held_out" ones are never seen in training.
     """
 
     def __init__(
-        self, logos: Sequence[Pixels] = (), drawn_fraction: float = 0.5, split: Literal["train", "held_out"] = "train"
+        self,
+        logos: Sequence[list[Pixels]] = (),
+        drawn_fraction: float = 0.5,
+        split: Literal["train", "held_out"] = "train",
     ) -> None:
-        self.logos = [pyramid(logo) for logo in logos]
+        self.logos = list(logos)
         self.drawn_fraction = drawn_fraction if logos else 1.0
         self.split: Literal["train", "held_out"] = split
 

@@ -6,7 +6,7 @@ is neither (edges, invisible ink) is ignored instead of learnt, and clean pictur
 own are part of the data.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.transforms.degradations import degrade
-from lightning_modules.functional.compositing import composite
+from lightning_modules.functional.compositing import BLEND_MODES, composite
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+FAMILIES = ("logo", "text", "tiled", "corner", "diagonal")
 
 
 class Marks(Protocol):
@@ -75,6 +76,26 @@ class CompositingSettings:
     visible_share: float = 0.6
     ignore_px: int = 1
     degraded_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_weights("families", self.families, FAMILIES)
+        _check_weights("modes", self.modes, BLEND_MODES)
+        if unknown := set(self.most) - set(FAMILIES):
+            raise ValueError(f"settings.most names {sorted(unknown)}; families are {', '.join(FAMILIES)}")
+        for name in ("photo_blur", "extent", "opacity"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(f"settings.{name} must be two ascending numbers from 0 on, got {[low, high]}")
+        for name in ("clean_fraction", "sign_fraction", "rotated_fraction", "visible_share", "degraded_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"settings.{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+def _check_weights(name: str, weights: Mapping[str, float], known: Collection[str]) -> None:
+    if unknown := set(weights) - set(known):
+        raise ValueError(f"settings.{name} names {sorted(unknown)}; known are {', '.join(known)}")
+    if min(weights.values(), default=0) < 0 or not sum(weights.values()) > 0:
+        raise ValueError(f"settings.{name} needs weights from 0 on with a positive sum, got {dict(weights)}")
 
 
 @dataclass(frozen=True)

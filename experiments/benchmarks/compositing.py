@@ -116,7 +116,7 @@ def sealmark_side(photo_paths: Sequence[str], logo_paths: Sequence[str], *, draw
     source = open_images(list(photo_paths))
     assert isinstance(source, FileSource)
     settings = CompositingSettings() if drawn else _like_the_reference()
-    marks = MarkBank(load_logos(logo_paths), drawn_fraction=0.5 if drawn else 0)
+    marks = MarkBank(load_logos(logo_paths)[0], drawn_fraction=0.5 if drawn else 0)
     photos = Photos(source, range(len(source)))
     dataset = CompositedMarks(photos, marks, settings, SIZE, len(source), seed=0, split="train")
     return lambda turn: dataset[SampleKey(turn // len(source), turn % len(source))]

@@ -129,27 +129,6 @@ def masked_l1_loss(prediction: Tensor, target: Tensor, weight: Tensor, total: Su
     return _mean_over_ranks((difference * weight).sum(), weight.sum(), total)
 
 
-def composition_loss(
-    image: Tensor,
-    clean: Tensor,
-    alpha: Tensor,
-    color: Tensor,
-    weight: Tensor,
-    total: SumOverRanks = _identity,
-) -> Tensor:
-    """Return the weighted mean of |J - (αW + (1-α)I)|: how badly the parts explain the image.
-
-    Args:
-        image: J, the marked image (B, 3, H, W).
-        clean: I, the image without marks.
-        alpha: α, the predicted opacity (B, 1, H, W).
-        color: W, the predicted colour (B, 3, H, W).
-        weight: (B, 1, H, W), where it counts.
-        total: Sum over processes.
-    """
-    return masked_l1_loss(alpha * color + (1.0 - alpha) * clean, image, weight, total)
-
-
 _TERMS: dict[str, tuple[Callable[..., Tensor], ...]] = {
     "dice": (dice_loss,),
     "image_dice": (image_dice_loss,),

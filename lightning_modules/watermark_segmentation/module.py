@@ -13,7 +13,7 @@ from lightning_modules.exporting import ExportProgram
 
 from .exporting import export_program
 from .inference import InferenceSettings, predict_batch
-from .losses import LossName, SegmentationLoss, composition_loss, masked_l1_loss
+from .losses import LossName, SegmentationLoss, masked_l1_loss
 from .network import WatermarkNetwork
 
 DEFAULT_THRESHOLD = 0.5
@@ -58,7 +58,6 @@ class WatermarkSegmentationModule(ProvenanceModule):
         loss: Terms on the mask; see ``losses.py``.
         alpha_weight: Weight of the L1 on opacity, taken on the mask.
         color_weight: Weight of the L1 on colour, weighted by opacity.
-        composition_weight: Weight of the re-composition loss; needs both heads and ``clean`` in the batch.
         lr: Peak learning rate.
         weight_decay: Decay of weights; AdamW leaves norms and biases out.
         optimizer: Which optimiser.
@@ -68,7 +67,8 @@ class WatermarkSegmentationModule(ProvenanceModule):
         ema_decay: Decay of the exponential moving average of the weights that is validated and saved; 0 for none.
         threshold: Pixels above it are mark. Null takes the calibrated one of the weights or checkpoint, else 0.5.
         channels_last: Memory layout of the network.
-        weights: File to start from: ours, a checkpoint, or the reference's released file.
+        weights: File to start from: ours, a checkpoint, or the reference's released file; ``shipped`` takes the weights
+            that come with this repository.
         inference: How an image becomes a mask in predict.
     """
 
@@ -85,7 +85,6 @@ class WatermarkSegmentationModule(ProvenanceModule):
         loss: LossName = "bce_image_dice",
         alpha_weight: float = 1.0,
         color_weight: float = 1.0,
-        composition_weight: float = 1.0,
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
         optimizer: Literal["adam", "adamw", "sgd"] = "adamw",
@@ -204,15 +203,17 @@ class WatermarkSegmentationModule(ProvenanceModule):
         h: Any = self.hparams
         total = self.sum_over_ranks
         loss = heads["mask_logits"].new_zeros(())
+        for part in heads.keys() & {"alpha", "color"}:
+            if not {"alpha", part} <= batch.keys():
+                raise ValueError(
+                    f"model.{part}_head needs samples with the marks' alpha and colour: set data.parts true"
+                )
         on_mark = batch["mask"] if batch.get("ignore") is None else batch["mask"] * ~batch["ignore"]
         if "alpha" in heads:
             loss = loss + h.alpha_weight * masked_l1_loss(heads["alpha"], batch["alpha"], on_mark, total)
         if "color" in heads:
             opacity = batch["alpha"] * on_mark
             loss = loss + h.color_weight * masked_l1_loss(heads["color"], batch["color"], opacity, total)
-        if len(heads) == 3 and "clean" in batch:
-            parts = batch["image"], batch["clean"], heads["alpha"], heads["color"]
-            loss = loss + h.composition_weight * composition_loss(*parts, on_mark, total)
         return loss
 
     def _evaluation_step(self, batch: Mapping[str, Any], stage: str) -> SegmentationOutputs:

@@ -1,7 +1,9 @@
 import errno
+import fcntl
 import os
 import resource
 import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from callbacks import prediction_files
-from callbacks.prediction_files import JsonLines, complete_size, read_records
+from callbacks.prediction_files import FolderLock, JsonLines, complete_size, read_records
 from callbacks.prediction_writers import PredictionWriter, image_prefix
 
 
@@ -198,6 +200,77 @@ def test_the_fingerprint_falls_back_on_the_hyper_parameters(tmp_path):
     predict(tmp_path, Plain(1), Paths(NAMES[:2]))
     with pytest.raises(ValueError, match="another model"):
         predict(tmp_path, Plain(2), Paths(NAMES))
+
+
+def test_a_second_predict_at_one_time_is_refused_and_harms_nothing(tmp_path):
+    class Nested(Painter):
+        def predict_step(self, batch, batch_idx):
+            if batch_idx == 1:
+                (tmp_path / "images" / "being_written.png.part").write_bytes(b"half")
+                with pytest.raises(ValueError, match="another predict is writing to") as error:
+                    predict(tmp_path, Painter(), Paths(NAMES))
+                assert str(tmp_path) in str(error.value)
+                assert "--predictions.output_dir" in str(error.value)
+                assert "\n" not in str(error.value)
+                assert (tmp_path / "images" / "being_written.png.part").exists()
+            return super().predict_step(batch, batch_idx)
+
+    predict(tmp_path, Nested(), Paths(NAMES))
+    assert [r["index"] for r in lines(tmp_path)] == [0, 1, 2, 3, 4]
+    module = Painter()
+    predict(tmp_path, module, Paths([*NAMES, "/new.png"]))
+    assert module.seen == [5], "the lock is released at the end"
+
+
+def test_a_rank_that_outlived_its_run_keeps_others_out(tmp_path):
+    orphan = FolderLock()
+    assert orphan.take(tmp_path, 1)
+    with pytest.raises(ValueError, match="another predict is writing to"):
+        predict(tmp_path, Painter(), Paths(NAMES))
+    orphan.release()
+    predict(tmp_path, Painter(), Paths(NAMES))
+    assert len(lines(tmp_path)) == 5
+
+
+def test_a_killed_run_leaves_no_lock_although_its_worker_lives(tmp_path):
+    program = """
+import os, sys, time
+from pathlib import Path
+from callbacks.prediction_files import FolderLock
+lock = FolderLock()
+assert lock.take(Path(sys.argv[1]), 0)
+if not os.fork():
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+    root = Path(__file__).resolve().parents[2]
+    run = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=root, stdout=subprocess.PIPE, text=True)
+    worker = int(run.stdout.readline())
+    lock = FolderLock()
+    try:
+        assert not lock.take(tmp_path, 0)
+        run.kill()
+        run.wait()
+        assert lock.take(tmp_path, 0)
+        lock.release()
+    finally:
+        run.kill()
+        os.kill(worker, 9)
+        run.stdout.close()
+
+
+@pytest.mark.parametrize(("code", "goes_on"), [(errno.ENOTSUP, True), (errno.ENOLCK, True), (errno.EIO, False)])
+def test_a_file_system_without_locks_is_written_to_without(tmp_path, monkeypatch, code, goes_on):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if goes_on:
+        predict(tmp_path, Painter(), Paths(NAMES))
+        assert len(lines(tmp_path)) == 5
+    else:
+        with pytest.raises(OSError, match=r"cannot write .*\.lock\.rank0"):
+            predict(tmp_path, Painter(), Paths(NAMES))
 
 
 def full_after(monkeypatch, budget, victim):

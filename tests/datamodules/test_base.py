@@ -1,10 +1,13 @@
 """Order, resumption and unreadable files, on a data set whose samples name themselves."""
 
 import itertools
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 from torch.utils.data import Dataset
 
 from datamodules.base import ProvenanceDataModule, SampleKey, SplitSampler, collate_samples, pixels_to_unit
@@ -88,6 +91,59 @@ def test_loader_goes_on_where_its_state_was_taken(stop: int) -> None:
     assert len(whole) == 5
     assert values(second) == (whole[stop:] if stop < 5 else whole)
     assert values(second) == whole, "the epoch after the resumed one is whole again"
+
+
+class Remembers(LightningModule):
+    """Keeps the indices it was trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[list[int]] = []
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch["index"].tolist())
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def trained(folder: Path, epochs: int, checkpoint: Path | None = None) -> list[list[int]]:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "devices": 1}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        limit_train_batches=3,
+        limit_val_batches=0,
+        default_root_dir=folder,
+        **quiet,
+    )
+    module = Remembers()
+    trainer.fit(module, datamodule=NumbersData(batch_size=4, num_workers=0), ckpt_path=checkpoint)
+    return module.seen
+
+
+def test_epoch_that_was_limited_is_followed_by_a_whole_one(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", 2)
+    first = trained(tmp_path, 1)
+    (checkpoint,) = tmp_path.glob("checkpoints/epoch=0-step=3.ckpt")
+    rest = trained(tmp_path, 2, checkpoint)
+    assert len(whole) == 6
+    assert first + rest == whole
+
+
+def test_workers_heed_sigterm_from_their_parent_alone() -> None:
+    batches = loader(num_workers=1, length=400)
+    iterator = batches._get_iterator()
+    (worker,) = iterator._workers
+    next(iterator)
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert len(list(iterator)) == 99
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == 0
 
 
 def test_workers_do_not_change_the_samples() -> None:

@@ -102,6 +102,12 @@ def test_samples_of_every_layout(tmp_path, layout):
             np.testing.assert_array_equal(sample["color"][0].numpy(), np.where(mask_of(number) > 0, 250, 0))
 
 
+def test_the_seed_of_the_run_is_taken_where_none_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert module(tmp_path, "clwd").seed == 7
+    assert module(tmp_path, "clwd", seed=0).seed == 0
+
+
 @pytest.mark.parametrize("layout", ["clwd", "logo_l"])
 def test_train_and_validation_share_no_photo_and_cover_all(tmp_path, layout):
     data = module(make(tmp_path, layout), layout, val_fraction=0.4)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from datamodules.base import SampleKey
+from datamodules.images.errors import UnreadableImageError
 from datamodules.watermark_compositing import WatermarkCompositingDataModule, random_square
 
 
@@ -104,3 +105,35 @@ def test_square_is_a_part_of_the_photo() -> None:
         assert square.shape == (20, 20, 3)
         steps = np.diff(square[10, :, 0].astype(int))
         assert (steps >= 0).all() or (steps <= 0).all()
+
+
+def test_what_is_tested_on_is_not_trained_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    logos = folders[1]
+    link = tmp_path / "tested"
+    link.mkdir()
+    tested = sorted(logos.iterdir())[:5]
+    for path in tested:
+        (link / f"other_name_{path.name}").symlink_to(path)
+    data = module(folders, test_logos=str(link), test_photos=str(folders[0]))
+    for split in ("train", "val"):
+        assert not {Path(path).resolve() for path in data._logo_paths(split)} & {path.resolve() for path in tested}
+    with pytest.raises(ValueError, match=r"no file of data\.photos .* is left for the train split"):
+        data._photos("train")
+    with pytest.raises(ValueError, match=r"draws the scenes of data\.photos: give it another seed than 3"):
+        WatermarkCompositingDataModule(
+            photos="procedural://1000?seed=3&size=40", test_photos="procedural://50?seed=3&size=64"
+        )._photos("test")
+
+
+def test_frozen_sets_take_logo_marks_from_files_alone(folders: tuple[Path, Path]) -> None:
+    data = module(folders, drawn_fraction=0.5)
+    assert [data.build_dataset(split).marks.drawn_fraction for split in ("train", "val", "test")] == [0.5, 0, 0]
+
+
+def test_a_broken_logo_is_left_out_or_stops(folders: tuple[Path, Path]) -> None:
+    broken = Path(module(folders)._logo_paths("train")[0])
+    broken.write_bytes(b"no image")
+    with pytest.raises(UnreadableImageError, match=broken.name):
+        module(folders).build_dataset("train")
+    with pytest.warns(UserWarning, match=f"logo left out: .*{broken.name}"):
+        module(folders, on_unreadable="skip").build_dataset("train")

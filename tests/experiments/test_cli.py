@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+
+from experiments.tracking import track_offline_without_account
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,8 +42,14 @@ def test_help_of_fit_imports_no_method() -> None:
     assert "--config" in told
     assert "--trainer" in told
     methods = {name for name in modules if name.startswith("lightning_modules.")}
-    assert methods <= {"lightning_modules.base", "lightning_modules.weights"}
+    assert methods <= {f"lightning_modules.{name}" for name in ("base", "weights", "torchscript")}
     assert not modules & {"segmentation_models_pytorch", "timm"}
+
+
+def test_help_of_prepare_imports_no_torch() -> None:
+    told, modules = modules_after("prepare", "drawn", "--help")
+    assert "--output" in told
+    assert not modules & {"torch", "lightning"}
 
 
 def test_unknown_command_lists_the_known_ones(sealmark: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +104,14 @@ def test_one_seed_decides_weights_and_training_data(
     data = ImageFilesDataModule()
     assert data.seed == 11
     assert ImageFilesDataModule(seed=3).seed == 3
+
+
+def test_the_worked_example_follows_the_seed_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "worked_example"))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "11")
+    from jpeg_quality_example.data import RecompressedScenesDataModule
+
+    assert RecompressedScenesDataModule().seed == 11
 
 
 def test_prediction_resumes_where_it_stopped(sealmark: Callable[..., int], tmp_path: Path) -> None:
@@ -163,3 +180,78 @@ def test_training_on_the_cpu_leaves_the_workers_their_cores(
     monkeypatch.setenv("OMP_NUM_THREADS", str(before))
     assert sealmark("fit", "--data.num_workers", workers) == 0
     assert set(during) == {before}, "what the user set stays"
+
+
+@pytest.fixture
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home without anything of Weights & Biases, and nothing of it in the environment."""
+    monkeypatch.setenv("WANDB_MODE", "")  # remembered, so that what the command sets is undone
+    for name in [*(name for name in os.environ if name.startswith("WANDB_")), "NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_tracking_without_an_account_goes_offline_and_says_so(no_account: Path) -> None:
+    configs = ("watermark_segmentation/quickstart", "env/smoke", "env/wandb")
+    words = [word for name in configs for word in ("--config", str(ROOT / "configs" / f"{name}.yaml"))]
+    # A process of its own: within one, W&B keeps the folder in which another test started it.
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", "fit", *words],
+        cwd=no_account,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=True,
+    )
+    assert [line for line in done.stderr.splitlines() if "no W&B account" in line]
+    assert list(no_account.glob("runs/wandb/offline-run-*/*.wandb"))
+
+
+WANDB = Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=Namespace(offline=False))
+
+
+@pytest.mark.parametrize("loggers", [WANDB, [True, WANDB]])
+def test_any_wandb_logger_is_seen(loggers: object, no_account: Path) -> None:
+    track_offline_without_account(loggers)
+    assert os.environ["WANDB_MODE"] == "offline"
+
+
+@pytest.mark.parametrize("loggers", [None, True, False, [], [Namespace(class_path="x.CSVLogger")]])
+def test_other_loggers_leave_the_mode_alone(loggers: object, no_account: Path) -> None:
+    track_offline_without_account(loggers)
+    assert "WANDB_MODE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (".netrc", "machine api.wandb.ai login user password secret"),
+        ("elsewhere", "machine api.wandb.ai login user password secret"),
+        (".config/wandb/settings", "[default]\napi_key = secret\n"),
+    ],
+)
+def test_an_account_is_used(file: str, text: str, no_account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = no_account / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    if file == "elsewhere":
+        monkeypatch.setenv("NETRC", str(path))
+    track_offline_without_account([WANDB])
+    assert "WANDB_MODE" not in os.environ
+
+
+def test_an_account_of_another_host_is_none(no_account: Path) -> None:
+    (no_account / ".netrc").write_text("machine api.wandb.ai login user password secret")
+    (no_account / ".config" / "wandb").mkdir(parents=True)
+    (no_account / ".config" / "wandb" / "settings").write_text("[default]\nbase_url = https://wandb.example.org\n")
+    track_offline_without_account([WANDB])
+    assert os.environ["WANDB_MODE"] == "offline"
+
+
+@pytest.mark.parametrize("name", ["WANDB_MODE", "WANDB_API_KEY"])
+def test_what_the_user_set_stays(name: str, no_account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "online")
+    track_offline_without_account([WANDB])
+    assert os.environ.get("WANDB_MODE") in (None, "online")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,19 +29,30 @@ TRAINING = (
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Return a function that starts `python -m experiments` in a process of its own, on the small recipe."""
 
-    def call(command: str, *words: object) -> subprocess.Popen[str]:
-        paths = (ROOT, Path(__file__).parent)
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "experiments", command, *small_recipe(), *map(str, words)],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+    return partial(start_in, tmp_path)
 
-    return call
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Return the weights that a run ends with when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    whole = start_in(folder, "fit", *TRAINING)
+    assert whole.wait(250) == 0, whole.stdout.read()
+    return weights_of(newest(folder, "runs/**/every*step=14.ckpt"))
+
+
+def start_in(folder: Path, command: str, *words: object) -> subprocess.Popen[str]:
+    paths = (ROOT, Path(__file__).parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments", command, *small_recipe(), *map(str, words)],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # a group of its own, for signals to a whole group
+    )
 
 
 def small_recipe() -> tuple[str, ...]:
@@ -65,12 +77,8 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 @pytest.mark.parametrize("killed_at", [pytest.param(5, marks=pytest.mark.slow), 11])
 def test_killed_run_resumes_to_the_weights_of_an_unbroken_one(
-    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, killed_at: int
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, killed_at: int, unbroken: dict[str, torch.Tensor]
 ) -> None:
-    whole = start("fit", *TRAINING)
-    assert whole.wait(250) == 0, whole.stdout.read()
-    unbroken = weights_of(newest(tmp_path, "runs/**/every*step=14.ckpt"))
-
     killer = ("--trainer.callbacks+", "run_watchers.KillAt", "--trainer.callbacks.step", killed_at)
     killed = start("fit", *TRAINING, *killer)
     assert killed.wait(250) == -signal.SIGKILL
@@ -83,32 +91,40 @@ def test_killed_run_resumes_to_the_weights_of_an_unbroken_one(
     assert_same(unbroken, weights_of(newest(tmp_path, "runs/**/every*step=14.ckpt")))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "send"),
+    [
+        pytest.param(signal.SIGINT, os.kill, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, os.kill, id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, os.killpg, id="SIGTERM to the workers too"),
+    ],
+)
 def test_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     start: Callable[..., subprocess.Popen[str]],
-    sealmark: Callable[..., int],
     tmp_path: Path,
     number: signal.Signals,
-    monkeypatch: pytest.MonkeyPatch,
+    send: Callable[[int, int], None],
+    unbroken: dict[str, torch.Tensor],
 ) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    run = start("fit", *TRAINING, "--trainer.callbacks+", "run_watchers.TellStep")
+    workers = ("--data.num_workers", "2" if send is os.killpg else "0")
+    run = start("fit", *TRAINING, *workers, "--trainer.callbacks+", "run_watchers.TellStep")
     deadline = time.monotonic() + 200
     while not (tmp_path / "training").exists():
         assert run.poll() is None, run.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    run.send_signal(number)
+    send(run.pid, number)
     told = run.communicate(timeout=100)[0]
     assert run.returncode == 128 + number, told
     assert "Traceback" not in told
     command = re.search(r"sealmark (fit --config \S+ --ckpt_path \S+)", told)
     assert command is not None, told
     words = shlex.split(command.group(1))
-    step = torch.load(tmp_path / words[-1], weights_only=True)["global_step"]
-    assert 0 < step < 14
-    end = ("--trainer.max_steps", str(step + 1))
-    assert sealmark(words[0], *words[1:], *end, recipe=()) == 0
+    assert 0 < torch.load(tmp_path / words[-1], weights_only=True)["global_step"] < 14
+
+    resumed = start(*words)
+    assert resumed.wait(250) == 0, resumed.stdout.read()
+    assert_same(unbroken, weights_of(newest(tmp_path, "runs/**/every*step=14.ckpt")))
 
 
 def test_two_processes_train_and_evaluate_as_one(

@@ -14,6 +14,8 @@ from PIL import Image
 
 from datamodules.images.splits import split_of
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
 
 @pytest.fixture
 def error(sealmark: Callable[..., int], capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
@@ -154,6 +156,105 @@ def test_checkpoint_that_would_execute_code_is_refused_unrun(
     assert not victim.exists()
     pickle.loads(pickle.dumps(Dangerous(victim)))
     assert victim.exists(), "the file is dangerous where it is loaded carelessly"
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_config_cannot_switch_safe_loading_off(error: Callable[..., str], tmp_path: Path, command: str) -> None:
+    victim = tmp_path / "executed"
+    torch.save({"state_dict": Dangerous(victim), "pytorch-lightning_version": "2.6.6"}, tmp_path / "evil.ckpt")
+    overlay = tmp_path / "careless.yaml"
+    overlay.write_text(f"weights_only: false\nckpt_path: {tmp_path / 'evil.ckpt'}\n")
+    assert "evil.ckpt" in error(command, "--config", overlay)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+@pytest.mark.parametrize("path", ["http://127.0.0.1:9/a.ckpt", "simplecache::file:///a.ckpt"])
+def test_checkpoint_from_elsewhere_is_refused(error: Callable[..., str], command: str, path: str) -> None:
+    told = error(command, "--ckpt_path", path)
+    assert path in told
+    assert "download it first" in told
+
+
+def damaged(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.ckpt"
+    if kind == "truncated":
+        torch.save({"state_dict": {"a": torch.zeros(1000)}}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "state_dict":
+        torch.save({"a": torch.zeros(3)}, path)
+    else:
+        Path(weights(folder)[1]).rename(path := folder / "weights.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("by", ["flag", "file"])
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("truncated", "copy or download it again"),
+        ("empty", "is empty"),
+        ("state_dict", "--model.weights"),
+        ("safetensors", "--model.weights"),
+    ],
+)
+def test_unusable_checkpoint_is_named_with_what_to_do(
+    error: Callable[..., str], sealmark: Callable[..., int], tmp_path: Path, kind: str, wanted: str, by: str
+) -> None:
+    path = damaged(tmp_path, kind)
+    words: tuple[object, ...] = ("--ckpt_path", path)
+    if by == "file":
+        (tmp_path / "mine.yaml").write_text(f"ckpt_path: {path}\n")
+        words = ("--config", tmp_path / "mine.yaml")
+    told = error("test", *words)
+    assert str(path) in told
+    assert wanted in told
+    assert sealmark("test", *words) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what is not there")
+def test_missing_gpu_names_the_setting(error: Callable[..., str]) -> None:
+    told = error("fit", "--config", CONFIGS / "env" / "gpu.yaml")
+    assert "trainer.accelerator" in told
+    assert "cpu.yaml" in told
+
+
+def test_settings_that_lightning_refuses_are_told(error: Callable[..., str]) -> None:
+    assert "overfit_batches" in error("fit", "--trainer.overfit_batches", "-1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--trainer.enable_progress_bar", "false"),
+        ("--trainer.callbacks+", "lightning.pytorch.callbacks.TQDMProgressBar"),
+    ],
+)
+def test_our_progress_bar_gives_way(sealmark: Callable[..., int], capsys: pytest.CaptureFixture[str], words) -> None:
+    assert sealmark("fit", *words) == 0
+    told = capsys.readouterr().out
+    assert not [line for line in told.splitlines() if line.startswith("train: ")], "a line of our own bar"
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("prepare", "drawn", "--out", "x"), "--out"),
+        (("prepare", "drawn", "--output", "x", "--count", "many"), "many"),
+        (("prepare", "drawn"), "output"),
+        (("prepare", "paint"), "paint"),
+        (("export", "--out", "x.onnx"), "--out"),
+        (("export", "--output", "x", "--format", "gif"), "gif"),
+    ],
+)
+def test_mistakes_with_tools_are_one_line(
+    error: Callable[..., str], sealmark: Callable[..., int], capfd: pytest.CaptureFixture[str], words, wanted: str
+) -> None:
+    assert wanted in error(*words, recipe=())
+    assert sealmark(*words, recipe=()) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 def test_second_run_beside_the_first_takes_a_folder_of_its_own(sealmark: Callable[..., int], tmp_path: Path) -> None:

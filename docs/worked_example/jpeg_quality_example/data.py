@@ -1,6 +1,5 @@
 """Scenes saved as JPEG at a drawn quality and decoded again, for JPEG quality estimation."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import cv2
@@ -23,7 +22,7 @@ class RecompressedScenes(Dataset[Sample]):
     """Square crops at drawn qualities; the training split is drawn anew each epoch."""
 
     def __init__(
-        self, source: ImageSource, positions: Sequence[int], size: int, length: int, seed: int, split: Split
+        self, source: ImageSource, positions: NDArray[np.int64], size: int, length: int, seed: int, split: Split
     ) -> None:
         self.source = source
         self.positions = positions
@@ -38,7 +37,7 @@ class RecompressedScenes(Dataset[Sample]):
     def __getitem__(self, key: SampleKey) -> Sample:
         rng = sample_rng(self.seed, key.epoch, key.index, self.stream)
         turn = key.epoch * self.length + key.index
-        position = self.positions[turn % len(self.positions)]
+        position = int(self.positions[turn % len(self.positions)])
         scene, path = self.source.read(position, target_size=self.size), self.source.path(position)
         if min(scene.shape[:2]) < self.size:
             raise UnreadableImageError(path, f"its shorter side is {min(scene.shape[:2])}, data.size is {self.size}")
@@ -78,7 +77,7 @@ class RecompressedScenesDataModule(ProvenanceDataModule):
         batch_size: Samples a step and rank in training.
         eval_batch_size: Samples a step and rank elsewhere; None means `batch_size`.
         num_workers: Processes that make samples, per rank; None takes the cores this rank can have, less one.
-        seed: Decides order and draws of training, together with epoch and index.
+        seed: Decides order and draws of training, with epoch and index; None takes the run's `seed_everything`.
         eval_seed: Decides the draws of the frozen sets, so that runs of many seeds are scored on one set.
         on_unreadable: "stop" ends the run with one line; "skip" leaves the file out and lists it in skipped.jsonl.
         paths: Files, folders and manifests to predict on.
@@ -95,7 +94,7 @@ class RecompressedScenesDataModule(ProvenanceDataModule):
         batch_size: int = 16,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         eval_seed: int = 0,
         on_unreadable: Literal["stop", "skip"] = "stop",
         paths: str | list[str] | None = None,
@@ -111,7 +110,7 @@ class RecompressedScenesDataModule(ProvenanceDataModule):
         """Build a split; its scenes are in no other."""
         source = open_images(self.scenes)
         positions = positions_of((source.path(i) for i in range(len(source))), split, self.holdout)
-        if not positions:
+        if not len(positions):
             raise ValueError(
                 f"no scene of {self.scenes} falls into the {split} split at data.holdout {self.holdout}: "
                 f"add scenes or raise data.holdout"

@@ -102,18 +102,59 @@ def test_finding_nothing_names_roots_and_extensions(tmp_path):
     assert all(part in message for part in (str(tmp_path / "one"), str(tmp_path / "two"), ".jpg", ".tiff"))
 
 
-def test_forbidden_folder_is_named(tmp_path, monkeypatch):
-    _touch(tmp_path, "a.png", "locked/b.png")
-    real = os.scandir
+@pytest.fixture
+def forbid(monkeypatch):
+    """Names of folders that cannot be listed; simulated, for root may list every folder."""
+    real, locked = os.scandir, set()
 
     def scandir(path):
-        if os.fsencode(path).endswith(b"locked"):
+        if os.path.basename(os.fsdecode(path)) in locked:
             raise PermissionError(13, "Permission denied", path)
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
+    return locked
+
+
+def test_forbidden_root_is_an_error(tmp_path, forbid):
+    _touch(tmp_path, "a.png", "locked/b.png")
+    forbid.add("locked")
     with pytest.raises(PermissionError, match=r"cannot list folder '.*locked': Permission denied"):
+        ImageListing.scan([tmp_path, tmp_path / "locked"])
+
+
+def test_forbidden_sub_folder_is_left_out_with_one_line(tmp_path, forbid):
+    _touch(tmp_path, "a.png", "locked/b.png", "sub/c.png")
+    forbid.add("locked")
+    with pytest.warns(UserWarning, match=r"left out: cannot list folder '.*locked': Permission denied") as caught:
+        listing = ImageListing.scan(tmp_path)
+    assert list(listing) == [str(tmp_path / "a.png"), str(tmp_path / "sub/c.png")]
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message)
+
+
+def test_a_folder_with_a_broken_disk_is_an_error(tmp_path, monkeypatch):
+    _touch(tmp_path, "a.png", "sub/b.png")
+    real = os.scandir
+
+    def scandir(path):
+        if os.fsencode(path).endswith(b"sub"):
+            raise OSError(5, "Input/output error", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match=r"cannot list folder '.*sub': Input/output error"):
         ImageListing.scan(tmp_path)
+
+
+def test_a_scan_without_a_forbidden_folder_is_not_cached(tmp_path, forbid, cache_everything):
+    _touch(tmp_path / "images", "a.png", "locked/b.png")
+    _settle(tmp_path / "images")
+    forbid.add("locked")
+    with pytest.warns(UserWarning, match="locked"):
+        assert len(ImageListing.scan(tmp_path / "images", cache_dir=tmp_path / "cache")) == 1
+    forbid.clear()
+    assert len(ImageListing.scan(tmp_path / "images", cache_dir=tmp_path / "cache")) == 2
 
 
 def test_indexing_slicing_selecting_and_joining_agree_with_a_list():

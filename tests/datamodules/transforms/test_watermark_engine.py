@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from datamodules.images.errors import UnreadableImageError
 from datamodules.transforms.mark_bank import MarkBank, load_logos, premultiply, pyramid
 from datamodules.transforms.watermark_engine import CompositingSettings, compose, paint_sign, pick, warp_mark
 
@@ -161,7 +162,7 @@ def test_pyramid_keeps_ink_and_halves() -> None:
 
 def test_bank_takes_the_smallest_level_that_is_large_enough() -> None:
     logo = np.full((400, 400, 4), 255, np.uint8)
-    bank = MarkBank([logo], drawn_fraction=0)
+    bank = MarkBank([pyramid(logo)], drawn_fraction=0)
     rng = np.random.default_rng(0)
     assert bank.draw(rng, 250.0, "logo").shape[0] == 200
     assert bank.draw(rng, 9999.0, "logo").shape[0] == 400
@@ -171,5 +172,26 @@ def test_bank_takes_the_smallest_level_that_is_large_enough() -> None:
 def test_a_logo_without_ink_is_named(tmp_path) -> None:
     path = tmp_path / "empty.png"
     cv2.imwrite(str(path), np.zeros((8, 8, 4), np.uint8))
-    with pytest.raises(ValueError, match=r"empty\.png' is fully transparent"):
-        load_logos([str(path)])
+    cv2.imwrite(str(tmp_path / "good.png"), np.full((8, 8, 4), 255, np.uint8))
+    paths = [str(path), str(tmp_path / "good.png"), str(tmp_path / "missing.png")]
+    with pytest.raises(UnreadableImageError, match=r"empty\.png': as a logo it is fully transparent"):
+        load_logos(paths)
+    logos, errors = load_logos(paths, on_unreadable="skip")
+    assert len(logos) == 1
+    assert [error.path for error in errors] == [paths[0], paths[2]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"families": {"tile": 1.0}}, r"\['tile'\]; known are logo, text, tiled"),
+        ({"modes": {"normal": 1.0, "dodge": 0.1}}, r"\['dodge'\]; known are"),
+        ({"most": {"logos": 3}}, r"most names \['logos'\]"),
+        ({"families": {"logo": 0.0}}, "positive sum"),
+        ({"opacity": (0.9, 0.3)}, r"opacity must be two ascending numbers from 0 on, got \[0.9, 0.3\]"),
+        ({"clean_fraction": 1.5}, r"clean_fraction must lie in \[0, 1\]"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(setting: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        CompositingSettings(**setting)

@@ -8,7 +8,6 @@ from lightning_modules.watermark_segmentation.losses import (
     _TERMS,
     SegmentationLoss,
     bce_loss,
-    composition_loss,
     dice_loss,
     focal_loss,
     image_dice_loss,
@@ -119,16 +118,6 @@ def test_masked_l1_is_a_weighted_mean():
     weight = torch.tensor([[[[1.0, 3.0], [0.0, 0.0]]]])
     assert masked_l1_loss(prediction, target, weight).item() == pytest.approx((0.25 + 3 * 0.5) / 4)
     assert masked_l1_loss(prediction, target, torch.zeros_like(weight)).item() == 0
-
-
-def test_composition_of_the_true_parts_costs_nothing():
-    rng = torch.Generator().manual_seed(1)
-    clean, color = torch.rand(2, 3, 5, 5, generator=rng), torch.rand(2, 3, 5, 5, generator=rng)
-    alpha = torch.rand(2, 1, 5, 5, generator=rng)
-    image = alpha * color + (1 - alpha) * clean
-    weight = torch.ones_like(alpha)
-    assert composition_loss(image, clean, alpha, color, weight).item() == pytest.approx(0, abs=1e-7)
-    assert composition_loss(image, clean, 0.5 * alpha, color, weight).item() > 0.01
 
 
 def test_an_unknown_name_lists_the_known():

@@ -124,13 +124,24 @@ def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_the_composition_loss_needs_clean_images():
+@pytest.mark.parametrize(
+    ("head", "missing"), [("alpha_head", "alpha"), ("color_head", "color"), ("color_head", "alpha")]
+)
+def test_a_head_without_its_truth_names_the_setting(head, missing):
+    module, batch = WatermarkSegmentationModule(**SMALL, **{head: True}), marked_batch()
+    del batch[missing]
+    with pytest.raises(ValueError, match=rf"model\.{head} needs samples .* set data\.parts true"):
+        module._shared_step(batch)
+
+
+def test_shipped_weights_are_taken_by_name(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    module = WatermarkSegmentationModule(**SMALL, alpha_head=True, color_head=True).eval()
-    batch = marked_batch()
-    with_clean = module._shared_step(batch)[0]
-    del batch["clean"]
-    assert module._shared_step(batch)[0] < with_clean
+    source = WatermarkSegmentationModule(**SMALL)
+    save_weights(source.network, tmp_path / "w.safetensors", {"calibration": {"threshold": 0.3}})
+    monkeypatch.setattr("lightning_modules.watermark_segmentation.module.SHIPPED_WEIGHTS", tmp_path / "w.safetensors")
+    target = WatermarkSegmentationModule(**SMALL, weights="shipped")
+    assert target.threshold == 0.3
+    assert torch.equal(next(target.parameters()), next(source.parameters()))
 
 
 TWO_RANKS = """
