@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def run() -> SealmarkCLI:
     }
     # An advertisement on every run.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda told: "Tip: " not in told.getMessage())
+    # https://github.com/Lightning-AI/pytorch-lightning/issues/21622: pytree's own deprecation inside Lightning
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
     return SealmarkCLI(
         ProvenanceModule,
         ProvenanceDataModule,

@@ -96,7 +96,7 @@ def test_killed_run_resumes_to_the_weights_of_an_unbroken_one(
     [
         pytest.param(signal.SIGINT, os.kill, id="Ctrl-C"),
         pytest.param(signal.SIGTERM, os.kill, id="SIGTERM", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, os.killpg, id="SIGTERM to the workers too"),
+        pytest.param(signal.SIGTERM, os.killpg, id="SIGTERM to the workers too", marks=pytest.mark.slow),
     ],
 )
 def test_signal_leaves_a_checkpoint_and_says_how_to_go_on(
