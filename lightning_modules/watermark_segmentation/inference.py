@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -146,8 +147,8 @@ def predict_batch(
         device: where `forward` runs.
     """
     images: list[Tensor] = list(batch["image"])
-    records, outputs = [], []
-    for index, (probability, spread) in enumerate(_all_maps(forward, images, settings, torch.device(device))):
+
+    def finish(index: int, probability: Tensor, spread: Tensor | None) -> tuple[dict[str, Any], dict[str, Any]]:
         values = probability.numpy()
         if not math.isfinite(values.sum(dtype=np.float64)):
             raise ValueError(
@@ -157,9 +158,10 @@ def predict_batch(
         mask = segment(values, threshold, settings)
         record = {"path": str(batch["path"][index]), "index": int(batch["index"][index])}
         record |= describe(values, mask, threshold=threshold, spread=spread, max_boxes=settings.max_boxes)
-        records.append(record)
-        outputs.append({"mask": mask.view(np.uint8) * np.uint8(255), "overlay": overlay(images[index], mask)})
-    return {"records": records, "images": outputs}
+        return record, {"mask": mask.view(np.uint8) * np.uint8(255), "overlay": overlay(images[index], mask)}
+
+    finished = _for_each_map(forward, images, settings, torch.device(device), finish)
+    return {"records": [record for record, _ in finished], "images": [pictures for _, pictures in finished]}
 
 
 def overlay(image: Tensor, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -187,24 +189,53 @@ def to_uint8(image: Tensor) -> NDArray[np.uint8]:
     return levels.permute(1, 2, 0).contiguous().numpy()
 
 
-def _all_maps(
-    forward: Forward, images: list[Tensor], settings: InferenceSettings, device: torch.device
-) -> list[tuple[Tensor, Tensor | None]]:
-    """Return probability and spread of each image, equal small images sharing a pass."""
+def _for_each_map(
+    forward: Forward,
+    images: list[Tensor],
+    settings: InferenceSettings,
+    device: torch.device,
+    finish: Callable[[int, Tensor, Tensor | None], Any],
+) -> list[Any]:
+    """Return what `finish` makes of each image's position, probability and spread; equal small ones share a pass."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, image in enumerate(images):
         groups[tuple(image.shape) if _one_pass(image, settings) else (-1, index)].append(index)
-    maps: list[tuple[Tensor, Tensor | None]] = [(torch.empty(0), None)] * len(images)
+    passes: list[list[int]] = []
     for key, members in groups.items():
-        if key[0] == -1:
-            maps[members[0]] = _maps(forward, images[members[0]], settings, device)
-            continue
-        for start in range(0, len(members), settings.tile_batch):
-            part = members[start : start + settings.tile_batch]
-            mean, spread = _augmented(forward, torch.stack([images[i] for i in part]).to(device), settings.tta)
-            for row, index in enumerate(part):
-                maps[index] = (mean[row].cpu(), None if spread is None else spread[row].cpu())
-    return maps
+        step = 1 if key[0] == -1 else settings.tile_batch
+        passes += [members[start : start + step] for start in range(0, len(members), step)]
+
+    def run(part: list[int]) -> list[Any]:
+        with torch.inference_mode():  # is a thread's own
+            maps = _pass(forward, [images[index] for index in part], settings, device)
+            return [finish(index, *result) for index, result in zip(part, maps, strict=True)]
+
+    finished: list[Any] = [None] * len(images)
+    for part, results in zip(passes, _in_threads(run, passes, device), strict=True):
+        for index, result in zip(part, results, strict=True):
+            finished[index] = result
+    return finished
+
+
+def _pass(
+    forward: Forward, images: list[Tensor], settings: InferenceSettings, device: torch.device
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Return probability and spread of one image, or of several small ones of one size."""
+    if not _one_pass(images[0], settings):
+        return [_maps(forward, images[0], settings, device)]
+    mean, spread = _augmented(forward, torch.stack(images).to(device), settings.tta)
+    return [(mean[row].cpu(), None if spread is None else spread[row].cpu()) for row in range(len(images))]
+
+
+def _in_threads(
+    run: Callable[[list[int]], list[Any]], passes: list[list[int]], device: torch.device
+) -> Iterable[list[Any]]:
+    """Run passes side by side on a CPU, a core each: a pass split over cores waits for the slowest at every layer."""
+    cores = min(torch.get_num_threads(), len(passes))
+    if device.type != "cpu" or cores < 2:
+        return map(run, passes)
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(run, passes))
 
 
 def _one_pass(image: Tensor, settings: InferenceSettings) -> bool:
