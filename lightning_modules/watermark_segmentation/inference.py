@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -197,23 +197,24 @@ def _for_each_map(
     finish: Callable[[int, Tensor, Tensor | None], Any],
 ) -> list[Any]:
     """Return what `finish` makes of each image's position, probability and spread; equal small ones share a pass."""
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, image in enumerate(images):
-        groups[tuple(image.shape) if _one_pass(image, settings) else (-1, index)].append(index)
-    passes: list[list[int]] = []
-    for key, members in groups.items():
-        step = 1 if key[0] == -1 else settings.tile_batch
-        passes += [members[start : start + step] for start in range(0, len(members), step)]
+    finished: list[Any] = [None] * len(images)
 
-    def run(part: list[int]) -> list[Any]:
+    def run(part: list[int]) -> None:
         with torch.inference_mode():  # is a thread's own
             maps = _pass(forward, [images[index] for index in part], settings, device)
-            return [finish(index, *result) for index, result in zip(part, maps, strict=True)]
+            for index, result in zip(part, maps, strict=True):
+                finished[index] = finish(index, *result)
 
-    finished: list[Any] = [None] * len(images)
-    for part, results in zip(passes, _in_threads(run, passes, device), strict=True):
-        for index, result in zip(part, results, strict=True):
-            finished[index] = result
+    same_size: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        if _one_pass(image, settings):
+            same_size[image.shape].append(index)
+        else:
+            run([index])  # one by one: several at a time would multiply the memory
+    step = settings.tile_batch
+    _side_by_side(
+        run, [p[start : start + step] for p in same_size.values() for start in range(0, len(p), step)], device
+    )
     return finished
 
 
@@ -227,15 +228,16 @@ def _pass(
     return [(mean[row].cpu(), None if spread is None else spread[row].cpu()) for row in range(len(images))]
 
 
-def _in_threads(
-    run: Callable[[list[int]], list[Any]], passes: list[list[int]], device: torch.device
-) -> Iterable[list[Any]]:
-    """Run passes side by side on a CPU, a core each: a pass split over cores waits for the slowest at every layer."""
-    cores = min(torch.get_num_threads(), len(passes))
-    if device.type != "cpu" or cores < 2:
-        return map(run, passes)
-    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(run, passes))
+def _side_by_side(run: Callable[[list[int]], None], passes: list[list[int]], device: torch.device) -> None:
+    """Run passes, on a CPU a core each: a pass split over cores waits for the slowest at every layer."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or min(threads, len(passes)) < 2:
+        for part in passes:
+            run(part)
+        return
+    with ThreadPoolExecutor(min(threads, len(passes)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(run, passes))
+    torch.set_num_threads(threads)  # a thread's own number is also the one of libraries and of threads to come
 
 
 def _one_pass(image: Tensor, settings: InferenceSettings) -> bool:
