@@ -9,8 +9,8 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from lightning_modules.functional.normalization import IMAGENET_MEAN, IMAGENET_STD
+
 GEM_FLOOR = 1e-6
 
 _RESNETS: dict[str, Callable[..., tv.ResNet]] = {

@@ -14,9 +14,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-# Constants, because smp asks the model hub for them even where no weights are wanted.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# Not asked of smp, which asks the model hub for them even where no weights are wanted.
+from lightning_modules.functional.normalization import IMAGENET_MEAN, IMAGENET_STD
+
 PROBE_SECONDS = 4.0
 
 

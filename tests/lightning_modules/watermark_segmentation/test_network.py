@@ -5,8 +5,9 @@ import warnings
 import pytest
 import torch
 
+from lightning_modules.functional.normalization import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.watermark_segmentation import network as network_module
-from lightning_modules.watermark_segmentation.network import IMAGENET_MEAN, IMAGENET_STD, WatermarkNetwork
+from lightning_modules.watermark_segmentation.network import WatermarkNetwork
 
 SMALL = {"encoder": "resnet18", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
 
