@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import ProvenanceDataModule, Sample, SampleKey, Split
 from datamodules.images.randomness import sample_rng
-from datamodules.images.sources import ImageSource, ProceduralSource, open_images
+from datamodules.images.sources import FileSource, ImageSource, ProceduralSource, open_images
 from datamodules.images.splits import positions_of
 from datamodules.transforms.letterbox import letterbox
 from datamodules.transforms.mark_bank import MarkBank, load_logos
@@ -259,10 +259,9 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
                 "test": range(len(source) - held, len(source)),
             }
             return Photos(source, ranges[split])
-        paths = [source.path(i) for i in range(len(source))]
-        return Photos(source, self._positions(paths, split, "photos", self.photos, self.test_photos))
+        return Photos(source, self._positions(_paths_in(source), split, "photos", self.photos, self.test_photos))
 
-    def _logo_paths(self, split: Split) -> list[str]:
+    def _logo_paths(self, split: Split) -> Sequence[str]:
         if self.logos is None:
             return []
         if split == "test" and self.test_logos is not None:
@@ -271,7 +270,7 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
         return [paths[i] for i in self._positions(paths, split, "logos", self.logos, self.test_logos)]
 
     def _positions(
-        self, paths: list[str], split: Split, what: str, given: str | list[str], tested: str | list[str] | None
+        self, paths: Sequence[str], split: Split, what: str, given: str | list[str], tested: str | list[str] | None
     ) -> NDArray[np.int64]:
         """Return which files are of a split; none that is tested on is trained on, whatever name it goes by."""
         positions = positions_of(paths, split, self.holdout)
@@ -300,6 +299,10 @@ def _refuse_same_scenes(trained: ImageSource, tested: ImageSource) -> None:
         raise ValueError(f"data.test_photos draws the scenes of data.photos: give it another seed than {seeds[0]}")
 
 
-def _paths_of(spec: str | list[str]) -> list[str]:
-    source = open_images(spec)
-    return [source.path(i) for i in range(len(source))]
+def _paths_of(spec: str | list[str]) -> Sequence[str]:
+    return _paths_in(open_images(spec))
+
+
+def _paths_in(source: ImageSource) -> Sequence[str]:
+    # The listing itself where there is one: a list of a million paths takes far more.
+    return source.listing if isinstance(source, FileSource) else [source.path(i) for i in range(len(source))]
