@@ -32,8 +32,8 @@ endif
 quickstart: install  ## train, test and predict on embedded data, ending with a picture and a table
 	$(BIN)/python -m experiments.watermark_segmentation.quickstart
 
-test: install  ## the fast suite, with coverage
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term:skip-covered --goldens $(GOLDENS)
+test: install  ## the fast suite on every core, with coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu" --cov --cov-report=term:skip-covered --goldens $(GOLDENS)
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --goldens $(GOLDENS)

@@ -123,7 +123,9 @@ def test_a_file_that_answers_differently_is_not_left_behind(module, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "answer", [lambda image: image[:, :1] * float("nan"), lambda image: image, lambda image: 1 / 0], ids=str
+    "answer",
+    [lambda image: image[:, :1] * float("nan"), lambda image: image, lambda image: 1 / 0],
+    ids=["no number", "another shape", "an exception"],
 )
 def test_answers_that_are_no_numbers_or_of_another_shape_fail(module, tmp_path, monkeypatch, answer):
     monkeypatch.setitem(FORMATS, "torchscript", (FORMATS["torchscript"][0], lambda path: answer))
