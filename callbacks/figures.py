@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from callbacks.evaluation import Stage, check_outputs
+from lightning_modules.functional.pixels import to_picture
 
 Picture = NDArray[np.uint8]
 
@@ -157,7 +157,7 @@ class SegmentationFigures(FigurePanels):
 
     def row(self, pl_module: LightningModule, outputs: Mapping[str, Any], position: int) -> list[Picture]:
         """Four pictures of the sample's size."""
-        image = to_uint8(outputs["image"][position])
+        image = to_picture(outputs["image"][position])
         mask = outputs["mask"][position, 0].detach().cpu().numpy() > 0.5
         ignore = outputs["ignore"][position, 0].detach().cpu().numpy().astype(np.bool_)
         probability = outputs["probability"][position, 0].detach().float().cpu().numpy()
@@ -193,12 +193,6 @@ def panel(rows: Sequence[Sequence[Picture]], titles: Sequence[str]) -> Picture:
             canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
         top += height + GAP
     return canvas
-
-
-def to_uint8(image: Tensor) -> Picture:
-    """A (3, H, W) image in [0, 1] as (H, W, 3) bytes, rounded."""
-    values = image.detach().float().clamp(0, 1).mul(255).round().cpu().numpy()
-    return np.ascontiguousarray(values.transpose(1, 2, 0).astype(np.uint8))
 
 
 def truth_picture(mask: NDArray[np.bool_], ignore: NDArray[np.bool_]) -> Picture:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from datamodules.images.errors import UnreadableImageError
 from datamodules.images.randomness import sample_rng
 from datamodules.images.sources import ImageSource, open_images
+from lightning_modules.functional.pixels import to_unit
 
 Sample = dict[str, Any]
 Split = Literal["train", "val", "test"]
@@ -156,16 +157,22 @@ def _merge(key: str, values: list[Any], stack: bool) -> Any:
     return values
 
 
-def pixels_to_unit(value: Any) -> Any:
-    """Map uint8 pixels to float32 in [0, 1]; leave everything else as it is.
+def pack_images(images: Sequence[Tensor]) -> dict[str, Any]:
+    """Put images (C, H, W) of any sizes and one type into one tensor.
 
-    Batches travel from the workers as uint8, a quarter of the bytes, and become float on the device.
+    A tensor costs milliseconds to hand from a worker to the main process, whatever its size.
     """
-    if isinstance(value, Tensor) and value.dtype == torch.uint8:
-        return value.to(torch.float32).div_(255)
-    if isinstance(value, list):
-        return [pixels_to_unit(item) for item in value]
-    return value
+    rows = [image.permute(1, 2, 0).reshape(-1) for image in images]
+    return {"pixels": torch.cat(rows) if rows else torch.empty(0), "shapes": [tuple(image.shape) for image in images]}
+
+
+def unpack_images(packed: dict[str, Any]) -> list[Tensor]:
+    """Return the images of `pack_images` as views."""
+    parts = packed["pixels"].split([channels * height * width for channels, height, width in packed["shapes"]])
+    return [
+        part.view(height, width, channels).permute(2, 0, 1)
+        for part, (channels, height, width) in zip(parts, packed["shapes"], strict=True)
+    ]
 
 
 class PredictionImages(Dataset[Sample]):
@@ -293,8 +300,12 @@ class ProvenanceDataModule(LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Turn uint8 pixels into float on the device."""
-        return {key: pixels_to_unit(value) for key, value in batch.items()}
+        """Turn uint8 pixels into float on the device; images of any sizes become a list and stay uint8."""
+        # Batches travel as uint8, a quarter of the bytes.
+        batch = {key: to_unit(value) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        if "packed_image" in batch:
+            batch["image"] = unpack_images(batch.pop("packed_image"))
+        return batch
 
     @property
     def _world_size(self) -> int:
@@ -339,7 +350,9 @@ class ProvenanceDataModule(LightningDataModule):
 
 
 def _collate_any_size(samples: Sequence[Sample | SkippedSample]) -> dict[str, Any]:
-    return collate_samples(samples, stack=False)
+    batch = collate_samples(samples, stack=False)
+    batch["packed_image"] = pack_images(batch.pop("image"))
+    return batch
 
 
 def _start_worker(worker_id: int) -> None:

@@ -1,5 +1,6 @@
 """The LightningCLI behind fit, validate, test and predict."""
 
+import gc
 import logging
 import os
 import sys
@@ -44,6 +45,8 @@ class SealmarkCLI(LightningCLI):
             super().__init__(*args, **kwargs)
         except EXPLAINED as error:
             raise explain(error, self._checkpoint()) from error
+        finally:
+            gc.unfreeze()
 
     def _checkpoint(self) -> str | Path | None:
         """The checkpoint that the trainer took, which the user may have called "last", or else the named one."""
@@ -71,6 +74,14 @@ class SealmarkCLI(LightningCLI):
             ours = self.trainer_defaults["callbacks"]
             self.trainer_defaults["callbacks"] = [each for each in ours if not isinstance(each, ProgressBar)]
         return super().instantiate_trainer(**kwargs)
+
+    def instantiate_classes(self) -> None:
+        """Keep what is imported and built by now from the garbage collector.
+
+        It lives as long as the run, and a round over it holds all threads up for a third of a second.
+        """
+        super().instantiate_classes()
+        gc.freeze()
 
     def before_fit(self) -> None:
         """Keep a network on the CPU to the cores that its workers leave: sharing them costs more than it brings."""

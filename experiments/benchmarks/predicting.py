@@ -3,12 +3,14 @@
     python -m experiments.benchmarks.predicting [--json FILE]
 
 Speed: what `sealmark predict` runs (workers that decode, the loop, masks, records, PNG files of mask and overlay) and
-the network alone on the same images, decoded beforehand, take turns in one process; the row gives medians of the
-wall-clock rate after the first batch. Memory: a process of its own predicts one image with tiles and the whole-image
-pass, and reports the peak of its resident memory and of its largest worker's.
+then the network alone on the same images, decoded beforehand, in a fresh process each turn, as the command's is; the
+row gives medians of the wall-clock rate, that of predict after its first batch, that of the network when warm.
+Memory: a process of its own predicts one image with tiles and the whole-image pass, and reports the peak of its
+resident memory and of its largest worker's.
 """
 
 import argparse
+import gc
 import json
 import logging
 import platform
@@ -90,6 +92,7 @@ def predict(module: WatermarkSegmentationModule, folder: Path, output: Path, bat
         default_root_dir=str(output),
     )
     data = ImageFilesDataModule(batch_size=batch_size, paths=str(folder))
+    gc.freeze()  # as the command does
     trainer.predict(module, datamodule=data)
     return stopwatch.seconds
 
@@ -103,28 +106,18 @@ def run_bare(module: WatermarkSegmentationModule, images: Sequence[Tensor]) -> f
     return time.perf_counter() - start
 
 
-def measure_speed(images: int = 64, repeats: int = 5, batch_size: int = 8) -> Row:
+def measure_speed(images: int = 128, repeats: int = 5) -> Row:
     """Medians in images a second of both sides, and their ratio."""
-    module = small_network()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photos"
-        paths = write_photos(folder, images)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        pixels = [torch.from_numpy(read_image(path)).permute(2, 0, 1) for path in paths]
-        tensors = [image.float().div(255).to(device) for image in pixels]
-        rates: dict[str, list[float]] = {"predict": [], "bare": []}
-        for turn in range(repeats + 1):
-            seconds = predict(module, folder, Path(temporary) / f"out{turn}", batch_size)
-            bare = run_bare(module.to(device), tensors)
-            if turn > 0:
-                rates["predict"].append((images - batch_size) / seconds)
-                rates["bare"].append(images / bare)
-    predicted, bare_rate = (statistics.median(rates[name]) for name in ("predict", "bare"))
+        write_photos(folder, images)
+        turns = [_in_fresh_process("--speed-child", folder) for _ in range(repeats)]
+    median = {name: statistics.median(float(turn[name]) for turn in turns) for name in ("predict", "bare")}
     return {
-        "what": f"{images} photos up to 512 px, {device.type}, {torch.get_num_threads()} threads, {repeats} turns",
-        "predict_per_s": round(predicted, 2),
-        "bare_per_s": round(bare_rate, 2),
-        "ratio": round(statistics.median(p / b for p, b in zip(rates["predict"], rates["bare"], strict=True)), 3),
+        "what": f"{images} photos up to 512 px, {turns[0]['device']}, {turns[0]['threads']} threads, {repeats} turns",
+        "predict_per_s": round(median["predict"], 2),
+        "bare_per_s": round(median["bare"], 2),
+        "ratio": round(statistics.median(float(turn["predict"]) / float(turn["bare"]) for turn in turns), 3),
         "needed_ratio": NEEDED_RATIO,
     }
 
@@ -134,9 +127,7 @@ def measure_memory() -> Row:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photos"
         write_photos(folder, 1, (LARGE_HW,))
-        command = [sys.executable, "-m", "experiments.benchmarks.predicting", "--memory-child", str(folder)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 (our own module)
-    row: Row = json.loads(done.stdout.splitlines()[-1])
+        row = _in_fresh_process("--memory-child", folder)
     return {"what": f"one photo of {LARGE_HW[1]}x{LARGE_HW[0]}", **row, "allowed_gb": ALLOWED_GB}
 
 
@@ -155,14 +146,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints both rows and writes them as JSON if asked."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.predicting", description=__doc__)
     parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument("--images", type=int, default=64, help="photos in the folder")
+    parser.add_argument("--images", type=int, default=128, help="photos in the folder")
     parser.add_argument("--repeats", type=int, default=5, help="turns of both sides")
     parser.add_argument("--memory-child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--speed-child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     if options.memory_child is not None:
         print(json.dumps(_peak_memory(options.memory_child)))
+        return
+    if options.speed_child is not None:
+        print(json.dumps(_rates(options.speed_child)))
         return
     rows = {"speed": measure_speed(options.images, options.repeats), "memory": measure_memory()}
     for row in rows.values():
@@ -170,6 +165,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json is not None:
         report = {"python": platform.python_version(), "torch": torch.__version__, **rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _in_fresh_process(option: str, folder: Path) -> Row:
+    command = [sys.executable, "-m", "experiments.benchmarks.predicting", option, str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 (our own module)
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def _rates(folder: Path, batch_size: int = 8) -> Row:
+    module = small_network()
+    with tempfile.TemporaryDirectory() as output:
+        seconds = predict(module, folder, Path(output), batch_size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    paths = sorted(folder.iterdir())
+    tensors = [torch.from_numpy(read_image(path)).permute(2, 0, 1).float().div(255).to(device) for path in paths]
+    run_bare(module.to(device), tensors[: len(SIZES_HW)])  # kernels are made once for each size
+    bare = run_bare(module, tensors)
+    return {
+        "predict": (len(paths) - batch_size) / seconds,
+        "bare": len(paths) / bare,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _peak_memory(folder: Path) -> Row:

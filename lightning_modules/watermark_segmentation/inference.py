@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import cv2
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_modules.functional import morphology, regions
+from lightning_modules.functional.pixels import to_picture, to_unit
 from lightning_modules.functional.tiling import tile_grid
 
 Forward = Callable[[Tensor], Tensor]
@@ -77,7 +79,8 @@ class InferenceSettings:
 def probability_map(forward: Forward, image: Tensor, settings: InferenceSettings) -> Tensor:
     """Return the mark probability of each pixel, (H, W) float32 on the CPU, of one image (3, H, W) of any size.
 
-    The tiles go where `image` is: move it to the network's device first, or use `predict_batch`.
+    The image is uint8 or in [0, 1]. The tiles go where it is: move it to the network's device first, or use
+    `predict_batch`.
     """
     return _maps(forward, image, settings, image.device)[0]
 
@@ -141,7 +144,7 @@ def predict_batch(
 
     Args:
         forward: the network with its activation, (B, 3, H, W) to probabilities (B, 1, H, W).
-        batch: `image` (a list of (3, H, W) tensors), `path`, `index`.
+        batch: `image` (a list of (3, H, W) tensors, uint8 or float in [0, 1]), `path`, `index`.
         settings: tiling, augmentation and clean-up.
         threshold: pixels above it are mark.
         device: where `forward` runs.
@@ -166,7 +169,7 @@ def predict_batch(
 
 def overlay(image: Tensor, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return the (H, W, 3) uint8 picture of an image (3, H, W) with the mask tinted and outlined."""
-    picture = to_uint8(image)
+    picture = to_picture(image)
     region = mask.view(np.uint8)
     if not mask.any():
         return picture
@@ -181,12 +184,6 @@ def overlay(image: Tensor, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     np.copyto(part, tint, where=(region > core)[..., None])
     picture[window] = part
     return picture
-
-
-def to_uint8(image: Tensor) -> NDArray[np.uint8]:
-    """Return (H, W, 3) uint8 of a (3, H, W) float image in [0, 1], rounding to the nearest level."""
-    levels = image.detach().to("cpu", torch.float32).mul(255).round_().clamp_(0, 255).to(torch.uint8)
-    return levels.permute(1, 2, 0).contiguous().numpy()
 
 
 def _for_each_map(
@@ -212,9 +209,10 @@ def _for_each_map(
         else:
             run([index])  # one by one: several at a time would multiply the memory
     step = settings.tile_batch
-    _side_by_side(
-        run, [p[start : start + step] for p in same_size.values() for start in range(0, len(p), step)], device
-    )
+    passes = [part[start : start + step] for part in same_size.values() for start in range(0, len(part), step)]
+    # The largest first: a core that is through then waits for a small one at most.
+    passes.sort(key=lambda part: len(part) * images[part[0]].numel(), reverse=True)
+    _side_by_side(run, passes, device)
     return finished
 
 
@@ -224,7 +222,7 @@ def _pass(
     """Return probability and spread of one image, or of several small ones of one size."""
     if not _one_pass(images[0], settings):
         return [_maps(forward, images[0], settings, device)]
-    mean, spread = _augmented(forward, torch.stack(images).to(device), settings.tta)
+    mean, spread = _augmented(forward, to_unit(torch.stack(images).to(device)), settings.tta)
     return [(mean[row].cpu(), None if spread is None else spread[row].cpu()) for row in range(len(images))]
 
 
@@ -235,9 +233,14 @@ def _side_by_side(run: Callable[[list[int]], None], passes: list[list[int]], dev
         for part in passes:
             run(part)
         return
-    with ThreadPoolExecutor(min(threads, len(passes)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(run, passes))
+    list(_single_cores(threads).map(run, passes))
     torch.set_num_threads(threads)  # a thread's own number is also the one of libraries and of threads to come
+
+
+@cache
+def _single_cores(threads: int) -> ThreadPoolExecutor:
+    """Return threads that use a core each; they are kept, since starting one takes milliseconds."""
+    return ThreadPoolExecutor(threads, "pass", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _one_pass(image: Tensor, settings: InferenceSettings) -> bool:
@@ -251,7 +254,7 @@ def _maps(
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise ValueError(f"`image` must be (3, H, W) and not empty, got {tuple(image.shape)}")
     if _one_pass(image, settings):
-        mean, spread = _augmented(forward, image[None].to(device), settings.tta)
+        mean, spread = _augmented(forward, to_unit(image[None].to(device)), settings.tta)
         return mean[0].cpu(), None if spread is None else spread[0].cpu()
     maps = _tiled(forward, image, settings, device)
     if settings.whole_image is False:
@@ -269,7 +272,7 @@ def _tiled(
     total_spread = None if settings.tta == "none" else torch.zeros(height, width)
     for start in range(0, len(tiles), settings.tile_batch):
         part = tiles[start : start + settings.tile_batch]
-        crops = torch.stack([image[:, *tile.window] for tile in part]).to(device)
+        crops = to_unit(torch.stack([image[:, *tile.window] for tile in part]).to(device))
         mean, spread = _augmented(forward, crops, settings.tta)
         mean = mean.cpu()
         for row, tile in enumerate(part):
@@ -285,7 +288,7 @@ def _whole(
     height, width = image.shape[-2:]
     scale = min(1.0, settings.whole_size / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    reduced = _resize(image[None], size).to(device)
+    reduced = _resize(to_unit(image[None]), size).to(device)
     mean, spread = _augmented(forward, reduced, settings.tta)
     full = _resize(mean[None].cpu(), (height, width))[0, 0]
     return full, None if spread is None else _resize(spread[None].cpu(), (height, width))[0, 0]

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from scipy import ndimage
@@ -14,9 +13,9 @@ from callbacks.figures import (
     heat_map,
     outline,
     panel,
-    to_uint8,
     truth_picture,
 )
+from lightning_modules.functional.pixels import to_picture
 
 
 def picture(height, width, value):
@@ -57,11 +56,6 @@ def test_truth_shows_the_ignore_band_in_grey():
     assert truth_picture(mask, ignore)[0, :, 0].tolist() == [255, IGNORED, IGNORED, 0]
 
 
-def test_images_are_rounded_to_bytes():
-    image = torch.tensor([0.0, 0.5 / 255 + 1e-4, 0.999, 1.2]).expand(3, 1, 4)
-    assert to_uint8(image)[0, :, 0].tolist() == [0, 1, 255, 255]
-
-
 def test_heat_grows_brighter_with_the_value():
     row = heat_map(np.linspace(0, 1, 9, dtype=np.float32)[None])[0].astype(int).sum(1)
     assert (np.diff(row) > 0).all()
@@ -91,7 +85,7 @@ def test_a_file_for_each_stage_and_due_epoch(echo, tmp_path):
     second = CAPTION + MIN_SIDE + GAP
     sample = echo.EchoData()[1]
     input_cell = canvas[second : second + MIN_SIDE : factor, :MIN_SIDE:factor]
-    np.testing.assert_array_equal(input_cell, to_uint8(sample["image"]))
+    np.testing.assert_array_equal(input_cell, to_picture(sample["image"]))
     truth_cell = canvas[second : second + MIN_SIDE : factor, MIN_SIDE + GAP : 2 * MIN_SIDE + GAP : factor, 0]
     expected = np.where(sample["ignore"][0], IGNORED, 255 * sample["mask"][0].int())
     np.testing.assert_array_equal(truth_cell, expected)

@@ -5,12 +5,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from PIL import Image
 from torch.utils.data import Dataset
 
-from datamodules.base import ProvenanceDataModule, SampleKey, SplitSampler, collate_samples, pixels_to_unit
+from datamodules.base import ProvenanceDataModule, SampleKey, SplitSampler
+from datamodules.image_files import ImageFilesDataModule
 from datamodules.images.errors import UnreadableImageError
 from datamodules.images.randomness import sample_rng
 
@@ -178,22 +181,36 @@ def test_batch_without_any_readable_image_stops() -> None:
         list(loader(broken=tuple(range(24)), on_unreadable="skip", length=24))
 
 
-def test_prediction_batches_may_be_empty_and_of_any_sizes() -> None:
-    samples = [
-        {"image": torch.zeros(3, 2, 5), "index": 0, "path": "a"},
-        {"image": torch.zeros(3, 4, 4), "index": 2, "path": "b"},
-    ]
-    batch = collate_samples(samples, stack=False)
-    assert [tuple(image.shape) for image in batch["image"]] == [(3, 2, 5), (3, 4, 4)]
-    assert batch["index"].tolist() == [0, 2]
-    empty = collate_samples([], stack=False)
-    assert empty["image"] == []
-    assert empty["index"].shape == (0,)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_to_predict_arrive_at_their_own_sizes(tmp_path: Path, workers: int) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (height, 9, 3), dtype=np.uint8) for height in (4, 1, 7, 4, 5)]
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    (tmp_path / "2.png").write_bytes(b"broken")
+    options = {"batch_size": 2, "num_workers": workers, "on_unreadable": "skip"}
+    data = ImageFilesDataModule(paths=str(tmp_path), **options)
+    data.setup("predict")
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.predict_dataloader()]
+    assert [batch["index"].tolist() for batch in batches] == [[0, 1], [3], [4]]
+    assert [len(batch["skipped"]) for batch in batches] == [0, 1, 0]
+    for batch in batches:
+        for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), images[index])
+
+
+def test_a_prediction_batch_may_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"broken")
+    data = ImageFilesDataModule(paths=str(tmp_path), num_workers=0, on_unreadable="skip")
+    data.setup("predict")
+    (batch,) = (data.on_after_batch_transfer(batch, 0) for batch in data.predict_dataloader())
+    assert batch["image"] == []
+    assert batch["index"].shape == (0,)
 
 
 def test_pixels_become_unit_floats_and_nothing_else_changes() -> None:
     batch = {"image": torch.tensor([[0, 51, 255]], dtype=torch.uint8), "ignore": torch.tensor([True]), "path": ["a"]}
-    result = {key: pixels_to_unit(value) for key, value in batch.items()}
+    result = NumbersData().on_after_batch_transfer(batch, 0)
     torch.testing.assert_close(result["image"], torch.tensor([[0.0, 0.2, 1.0]]))
     assert result["ignore"].dtype == torch.bool
     assert result["path"] == ["a"]

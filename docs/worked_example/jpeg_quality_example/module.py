@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_modules.base import ProvenanceModule
 from lightning_modules.exporting import ExportProgram
+from lightning_modules.functional.pixels import to_unit
 
 from .network import BLOCK, QualityNetwork
 
@@ -80,11 +81,11 @@ class JpegQualityModule(ProvenanceModule):
         return self._evaluation_step(batch, "test")
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Return a record for each image; images of any sizes come as a list."""
+        """Return a record for each image; images of any sizes come as a list, in uint8."""
         records = []
         for path, index, image in zip(batch["path"], batch["index"].tolist(), batch["image"], strict=True):
             # A picture without one whole block has no quality to be seen.
-            quality = float(self.forward(image[None])) if min(image.shape[-2:]) >= BLOCK else None
+            quality = float(self.forward(to_unit(image[None]))) if min(image.shape[-2:]) >= BLOCK else None
             records.append({"path": path, "index": index, "quality": quality})
         return {"records": records, "images": []}
 

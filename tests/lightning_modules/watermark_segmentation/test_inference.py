@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser
 from scipy import ndimage
 from torch.nn import functional as F
 
+from lightning_modules.functional.pixels import to_picture
 from lightning_modules.watermark_segmentation.inference import (
     InferenceSettings,
     describe,
@@ -14,7 +15,6 @@ from lightning_modules.watermark_segmentation.inference import (
     predict_batch,
     probability_map,
     segment,
-    to_uint8,
 )
 
 SMALL = InferenceSettings(tile=64, whole_size=64, whole_image=False)
@@ -231,6 +231,19 @@ def test_a_batch_of_any_sizes_is_answered_in_order_as_one_by_one(tta):
         assert record["watermarked"] == expected.any()
 
 
+def test_bytes_are_answered_as_the_same_numbers():
+    images = [(image_of(*size, seed=i) * 255).round() for i, size in enumerate([(40, 50), (130, 70)])]
+    batch = {"path": ["a", "b"], "index": torch.arange(2)}
+    settings = InferenceSettings(tile=64, whole_size=64)
+    numbers, levels = (
+        predict_batch(blurred, batch | {"image": part}, settings, 0.5, "cpu")
+        for part in ([image / 255 for image in images], [image.byte() for image in images])
+    )
+    assert levels["records"] == numbers["records"]
+    for first, second in zip(levels["images"], numbers["images"], strict=True):
+        np.testing.assert_array_equal(first["overlay"], second["overlay"])
+
+
 def test_an_empty_batch_is_no_error():
     empty = {"image": [], "path": [], "index": torch.empty(0, dtype=torch.int64), "skipped": []}
     assert predict_batch(first_channel, empty, SMALL, 0.5, "cpu") == {"records": [], "images": []}
@@ -247,7 +260,7 @@ def test_the_overlay_changes_marked_pixels_only():
     mask = np.zeros((30, 40), bool)
     mask[10:20, 5:25] = True
     picture = overlay(image, mask)
-    plain = to_uint8(image)
+    plain = to_picture(image)
     np.testing.assert_array_equal(plain, np.rint(image.permute(1, 2, 0).numpy() * 255))
     np.testing.assert_array_equal(picture[~mask], plain[~mask])
     assert (picture[mask] != plain[mask]).any(-1).all()
