@@ -23,11 +23,10 @@ Stage = Literal["val", "test"]
 _STEP: dict[Stage, str] = {"val": "validation_step", "test": "test_step"}
 
 
-class EvaluationCallback(Callback, ABC):
-    """Turns step outputs into one row a sample and the rows of all processes into logged metrics.
+class StageEvaluation(Callback, ABC):
+    """Evaluates what validation and test steps return, and publishes the results: table, files, W&B.
 
-    A subclass names the outputs it needs and the columns it makes, and implements `rows` and `summarise`.
-    Every rank computes the same table, so values are equal on 1 and N processes without reduction.
+    A subclass collects outputs and finishes with the same values on every rank.
 
     Args:
         stages: Stages that end with a table on the terminal and files; values are logged in every stage.
@@ -37,7 +36,6 @@ class EvaluationCallback(Callback, ABC):
     """
 
     required_outputs: ClassVar[tuple[str, ...]] = ()
-    text_columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -56,37 +54,18 @@ class EvaluationCallback(Callback, ABC):
         self.resamples = resamples
         self.bootstrap_seed = bootstrap_seed
         self.results: list[Result] = []
-        self._samples: SampleTable | None = None
-
-    @property
-    @abstractmethod
-    def columns(self) -> tuple[str, ...]:
-        """Names of the numeric columns that `rows` returns."""
-
-    @abstractmethod
-    def rows(
-        self,
-        pl_module: LightningModule,
-        outputs: Mapping[str, Any],
-        batch: Any,
-    ) -> dict[str, Tensor | Sequence[str]]:
-        """One value a sample for each of `columns` and `text_columns`."""
-
-    @abstractmethod
-    def summarise(self, table: Table) -> dict[str, Statistic]:
-        """Statistics by name, "metric" or "metric/group"; their order is the order of the results."""
 
     def settings(self, pl_module: LightningModule) -> dict[str, float | str]:
         """What the numbers depend on beside the weights; goes into the files."""
         return {}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the rows of the epoch before."""
-        self._start()
+        """Forgets the outputs of the epoch before."""
+        self._start("val", trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the rows of the epoch before."""
-        self._start()
+        """Forgets the outputs of the epoch before."""
+        self._start("test", trainer, pl_module)
 
     def on_validation_batch_end(
         self,
@@ -97,7 +76,7 @@ class EvaluationCallback(Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Adds the rows of a batch."""
+        """Adds the outputs of a batch."""
         self._collect("val", pl_module, outputs, batch, dataloader_idx)
 
     def on_test_batch_end(
@@ -109,7 +88,7 @@ class EvaluationCallback(Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Adds the rows of a batch."""
+        """Adds the outputs of a batch."""
         self._collect("test", pl_module, outputs, batch, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,9 +99,6 @@ class EvaluationCallback(Callback, ABC):
         """Logs `test/…`, prints the table and writes the files."""
         self._finish("test", trainer, pl_module)
 
-    def _start(self) -> None:
-        self._samples = SampleTable(self.columns, text_columns=self.text_columns)
-
     def _collect(
         self,
         stage: Stage,
@@ -131,7 +107,6 @@ class EvaluationCallback(Callback, ABC):
         batch: Any,
         loader: int,
     ) -> None:
-        assert self._samples is not None
         if loader > 0:
             raise ValueError(
                 f"{type(self).__name__} evaluates one loader a run, but {stage} has several: evaluate them one by one"
@@ -140,24 +115,19 @@ class EvaluationCallback(Callback, ABC):
             return  # every sample of the batch was unreadable and skipped
         check_outputs(self, ("index", *self.required_outputs), outputs, pl_module, _STEP[stage])
         if len(outputs["index"]):
-            self._samples.update(outputs["index"], self.rows(pl_module, outputs, batch))
+            self._add(pl_module, outputs, batch)
 
+    @abstractmethod
+    def _start(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin an epoch."""
+
+    @abstractmethod
+    def _add(self, pl_module: LightningModule, outputs: Mapping[str, Any], batch: Any) -> None:
+        """Take the outputs of a batch of at least one sample."""
+
+    @abstractmethod
     def _finish(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._samples is not None
-        table: Table = self._samples.compute()
-        self._samples.reset()
-        samples = len(table["index"])
-        statistics = self.summarise(table) if samples else {}
-        values = {name: value_of(statistic, samples) for name, statistic in statistics.items()}
-        log_everywhere(pl_module, {f"{stage}/{name}": value for name, value in values.items()}, samples)
-        log_dir = trainer.log_dir  # talks to all ranks: never behind a rank test
-        if stage not in self.stages or trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        intervals = bootstrap_intervals(statistics, samples, self.resamples, self.bootstrap_seed)
-        self.results = [
-            Result(*_split(name), values[name], *intervals[name], statistics[name].n) for name in statistics
-        ]
-        self._publish(stage, trainer, pl_module, log_dir)
+        """End an epoch: compute, log, publish."""
 
     def _publish(self, stage: Stage, trainer: Trainer, pl_module: LightningModule, log_dir: str | None) -> None:
         loaded = getattr(pl_module, "loaded_progress", (0, 0))
@@ -183,6 +153,59 @@ class EvaluationCallback(Callback, ABC):
             stem = "results" if stage == "test" else f"results_{stage}"
             paths = save_results(self.results, provenance, Path(folder), stem)
             console.print("results: " + " ".join(str(path) for path in paths), soft_wrap=True, highlight=False)
+
+
+class EvaluationCallback(StageEvaluation):
+    """Turns step outputs into one row a sample and the rows of all processes into logged metrics.
+
+    A subclass names the outputs it needs and the columns it makes, and implements `rows` and `summarise`.
+    Every rank computes the same table, so values are equal on 1 and N processes without reduction.
+    """
+
+    text_columns: ClassVar[tuple[str, ...]] = ()
+    _samples: SampleTable | None = None
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """Names of the numeric columns that `rows` returns."""
+
+    @abstractmethod
+    def rows(
+        self,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],
+        batch: Any,
+    ) -> dict[str, Tensor | Sequence[str]]:
+        """One value a sample for each of `columns` and `text_columns`."""
+
+    @abstractmethod
+    def summarise(self, table: Table) -> dict[str, Statistic]:
+        """Statistics by name, "metric" or "metric/group"; their order is the order of the results."""
+
+    def _start(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._samples = SampleTable(self.columns, text_columns=self.text_columns)
+
+    def _add(self, pl_module: LightningModule, outputs: Mapping[str, Any], batch: Any) -> None:
+        assert self._samples is not None
+        self._samples.update(outputs["index"], self.rows(pl_module, outputs, batch))
+
+    def _finish(self, stage: Stage, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._samples is not None
+        table: Table = self._samples.compute()
+        self._samples.reset()
+        samples = len(table["index"])
+        statistics = self.summarise(table) if samples else {}
+        values = {name: value_of(statistic, samples) for name, statistic in statistics.items()}
+        log_everywhere(pl_module, {f"{stage}/{name}": value for name, value in values.items()}, samples)
+        log_dir = trainer.log_dir  # talks to all ranks: never behind a rank test
+        if stage not in self.stages or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        intervals = bootstrap_intervals(statistics, samples, self.resamples, self.bootstrap_seed)
+        self.results = [
+            Result(*_split(name), values[name], *intervals[name], statistics[name].n) for name in statistics
+        ]
+        self._publish(stage, trainer, pl_module, log_dir)
 
 
 def check_outputs(

@@ -78,7 +78,7 @@ class JsonLines:
         line = json.dumps(record).encode() + b"\n"
         with explained(self.path):
             try:
-                _write_all(self._file, line)
+                write_all(self._file, line)
             except OSError:
                 os.ftruncate(self._file, self._size)
                 os.lseek(self._file, self._size, os.SEEK_SET)
@@ -157,7 +157,7 @@ def write_whole(path: Path, data: bytes) -> None:
         try:
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             try:
-                _write_all(file, data)
+                write_all(file, data)
             finally:
                 os.close(file)
             os.replace(temporary, path)
@@ -199,7 +199,8 @@ def _encode_and_write(path: Path, pixels: NDArray[np.uint8], image_format: Image
     write_whole(path, encode_image(pixels, image_format))
 
 
-def _write_all(file: int, data: bytes) -> None:
+def write_all(file: int, data: bytes) -> None:
+    """Write all bytes to an open file, in as many goes as it takes."""
     view = memoryview(data)
     while len(view):
         view = view[os.write(file, view) :]

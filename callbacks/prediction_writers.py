@@ -1,4 +1,4 @@
-"""Predictions on disk while they are made: a JSON line and images for each input, resumable, in flat memory."""
+"""Predictions on disk while they are made: a line, images and a descriptor an input, resumable, in flat memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
+from callbacks.descriptor_files import SIZE_KEY, Floats, RowFile, repair_rows, row_file_beside
 from callbacks.prediction_files import (
     TEMPORARY_SUFFIX,
     FolderLock,
@@ -37,6 +39,9 @@ _STEM_BYTES = 120  # of the 255 that a file name may have
 
 class PredictionWriter(Callback):
     """Writes each prediction as a line of `predictions.rank<R>.jsonl`, after the images that the line names.
+
+    Where the method's outputs hold `descriptors` (B, D), each is written before its line as a row of float32 in
+    `descriptors.rank<R>.f32`: row i belongs to line i. `callbacks.descriptor_files.read_descriptors` reads both.
 
     A later start with the same folder leaves out what is there; a start while another is at work is refused. Inputs
     that cannot be read are listed in `skipped.rank<R>.jsonl` and tried again by a later start.
@@ -124,8 +129,9 @@ class PredictionWriter(Callback):
         if outputs is None:
             return
         records = outputs["records"]
-        for record, images in zip(records, outputs.get("images") or [{}] * len(records), strict=True):
-            self._session.add(record, images)
+        images = outputs.get("images") or [{}] * len(records)
+        for record, pictures, row in zip(records, images, _rows_of(outputs, len(records)), strict=True):
+            self._session.add(record, pictures, row)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Waits for the last images and lines."""
@@ -187,10 +193,22 @@ class PredictionWriter(Callback):
             )
         if trainer.is_global_zero and not path.exists():
             about = {"fingerprint": mine, "model": _name(pl_module), "ckpt_path": _ckpt_path(trainer)}
+            weights = pl_module.hparams.get("weights")
+            about["weights"] = str(weights) if weights else None
             with explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, (json.dumps(about, indent=2) + "\n").encode())
         self._checked = True
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A record that waits for its images."""
+
+    record: dict[str, Any]
+    futures: list[Future[None]]
+    row: Floats | None
+    size: int
 
 
 class _Session:
@@ -202,16 +220,22 @@ class _Session:
         self.taken = taken
         with explained(self.folder / "images"):
             (self.folder / "images").mkdir(parents=True, exist_ok=True)
-        self.predictions = JsonLines(self.folder / f"predictions.rank{rank}.jsonl")
+        lines = self.folder / f"predictions.rank{rank}.jsonl"
+        self.predictions = JsonLines(lines)
+        self.written = count_lines(lines)
+        self.open_rows = row_file_beside(lines)
+        self.rows: RowFile | None = None
         self.skipped = JsonLines(self.folder / f"skipped.rank{rank}.jsonl", fresh=True)
         self.threads = ImageThreads(writer.writer_threads)
-        self.pending: deque[tuple[dict[str, Any], list[Future[None]], int]] = deque()
+        self.pending: deque[_Waiting] = deque()
         self.pending_bytes = 0
 
-    def add(self, record: dict[str, Any], images: Mapping[str, NDArray[np.uint8]]) -> None:
+    def add(self, record: dict[str, Any], images: Mapping[str, NDArray[np.uint8]], row: Floats | None = None) -> None:
         """Queue a record behind its images; waits while too many images do."""
         chosen = {key: pixels for key, pixels in images.items() if self.writer.wants(key)}
         size = sum(pixels.nbytes for pixels in chosen.values())
+        if row is not None:
+            record, size = record | {SIZE_KEY: len(row)}, size + row.nbytes
         while self.pending and self.pending_bytes + size > _PENDING_BYTES:
             self._write_first()
         names: dict[str, str] = {}
@@ -221,9 +245,9 @@ class _Session:
             image_format: ImageFormat = self.writer.image_format if pixels.ndim == 3 else "png"
             names[key] = f"{prefix}_{key}.{image_format}"
             futures.append(self.threads.submit(self.folder / names[key], pixels, image_format))
-        self.pending.append((record | {"images": names} if names else record, futures, size))
+        self.pending.append(_Waiting(record | {"images": names} if names else record, futures, row, size))
         self.pending_bytes += size
-        while self.pending and all(future.done() for future in self.pending[0][1]):
+        while self.pending and all(future.done() for future in self.pending[0].futures):
             self._write_first()
 
     def finish(self) -> None:
@@ -239,23 +263,30 @@ class _Session:
             while self.pending:
                 self._write_first()
         self.threads.close()
-        for record, _, _ in self.pending:
-            for name in record.get("images", {}).values():
+        for waiting in self.pending:
+            for name in waiting.record.get("images", {}).values():
                 (self.folder / name).unlink(missing_ok=True)
         self._close()
 
     def _write_first(self) -> None:
-        record, futures, size = self.pending[0]
-        for future in futures:
+        waiting = self.pending[0]
+        for future in waiting.futures:
             future.result()
-        self.predictions.append(record)
+        if waiting.row is not None:
+            self.rows = self.rows or self.open_rows()
+            # By position: where the line fails after it, the next attempt writes the same row.
+            self.rows.put(self.written, waiting.row)
+        self.predictions.append(waiting.record)
+        self.written += 1
         self.pending.popleft()
-        self.pending_bytes -= size
+        self.pending_bytes -= waiting.size
 
     def _close(self) -> None:
         self.threads.close()
         self.predictions.close()
         self.skipped.close()
+        if self.rows is not None:
+            self.rows.close()
 
 
 def image_prefix(record: Mapping[str, Any], taken: frozenset[int] = frozenset()) -> str:
@@ -271,9 +302,20 @@ def image_prefix(record: Mapping[str, Any], taken: frozenset[int] = frozenset())
     return prefix
 
 
+def _rows_of(outputs: Mapping[str, Any], count: int) -> Sequence[Floats | None]:
+    """Return each record's descriptor; None for methods without."""
+    descriptors = outputs.get("descriptors")
+    if descriptors is None:
+        return [None] * count
+    rows: Floats = descriptors.detach().float().cpu().numpy()
+    return list(rows)
+
+
 def _repair(folder: Path) -> None:
     for path in folder.glob("*.rank*.jsonl"):
         cut_torn_line(path)
+    for path in folder.glob("predictions.rank*.jsonl"):
+        repair_rows(path)
     for path in folder.glob(f"**/*{TEMPORARY_SUFFIX}"):
         path.unlink()
 

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from datamodules.images.errors import UnreadableImageError
 from datamodules.images.randomness import sample_rng
 from datamodules.images.sources import ImageSource, open_images
+from datamodules.images.splits import Split
 from lightning_modules.functional.pixels import to_unit
 
 Sample = dict[str, Any]
-Split = Literal["train", "val", "test"]
 LoaderT = TypeVar("LoaderT", bound=DataLoader[Any])
 SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
@@ -225,6 +225,10 @@ class ProvenanceDataModule(LightningDataModule):
         self._train_loader: ResumableLoader | None = None
         self._resume_from: dict[str, int] | None = None
 
+    def collate_evaluation(self, samples: Sequence[Sample | SkippedSample]) -> dict[str, Any]:
+        """Merge samples of validation or test into a batch; a subclass may take images of several sizes."""
+        return collate_samples(samples)
+
     @abstractmethod
     def build_dataset(self, split: Split) -> Dataset[Sample]:
         """Build the data set of one split; its items are taken by `SampleKey`."""
@@ -322,7 +326,7 @@ class ProvenanceDataModule(LightningDataModule):
             ReadGuard(dataset, self.on_unreadable),
             batch_size=batch_size,
             sampler=self._sampler(range(len(dataset)), shuffle=training, pad=True),  # type: ignore[arg-type]
-            collate_fn=collate_samples,
+            collate_fn=collate_samples if training else self.collate_evaluation,
             drop_last=training,
             **self._worker_options(),
         )

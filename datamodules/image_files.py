@@ -2,7 +2,8 @@
 
 from torch.utils.data import Dataset
 
-from datamodules.base import ProvenanceDataModule, Sample, Split
+from datamodules.base import ProvenanceDataModule, Sample
+from datamodules.images.splits import Split
 
 
 class ImageFilesDataModule(ProvenanceDataModule):

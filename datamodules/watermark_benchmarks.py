@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ProvenanceDataModule, Sample, SampleKey, Split
+from datamodules.base import ProvenanceDataModule, Sample, SampleKey
 from datamodules.images.decoding import read_image
 from datamodules.images.randomness import sample_rng
-from datamodules.images.splits import split_of
+from datamodules.images.splits import Split, split_of
 
 LayoutName = Literal["clwd", "lvw", "logo_h", "logo_l", "logo_gray", "logo30k", "alpha1"]
 Pixels = NDArray[np.uint8]

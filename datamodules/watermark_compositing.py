@@ -1,6 +1,5 @@
 """Photos with marks laid over them on the fly, for watermark segmentation."""
 
-import os
 import random
 import warnings
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ProvenanceDataModule, Sample, SampleKey, Split
+from datamodules.base import ProvenanceDataModule, Sample, SampleKey
+from datamodules.images.photos import Photos, paths_of, photos_of_split, positions_of_split
 from datamodules.images.randomness import sample_rng
-from datamodules.images.sources import FileSource, ImageSource, ProceduralSource, open_images
-from datamodules.images.splits import positions_of
+from datamodules.images.splits import Split
 from datamodules.transforms.letterbox import letterbox
 from datamodules.transforms.mark_bank import MarkBank, load_logos
 from datamodules.transforms.reference_augmentations import augment
@@ -25,23 +24,6 @@ from datamodules.transforms.watermark_reference import ReferenceCompositor
 
 Pixels = NDArray[np.uint8]
 STREAM_OF_SPLIT: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
-PROCEDURAL = "procedural://"
-
-
-class Photos:
-    """The photos of one split of a source, by position."""
-
-    def __init__(self, source: ImageSource, positions: Sequence[int] | NDArray[np.int64]) -> None:
-        self.source = source
-        self.positions = positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def read(self, turn: int, target_size: int | None = None) -> tuple[Pixels, str]:
-        """Return the photo whose turn it is, and its path; after the last comes the first again."""
-        position = int(self.positions[turn % len(self.positions)])
-        return self.source.read(position, target_size), self.source.path(position)
 
 
 class CompositedMarks(Dataset[Sample]):
@@ -245,44 +227,15 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
         return CompositedMarks(photos, bank, self.settings, self.size, length, seed, split, self.parts)
 
     def _photos(self, split: Split) -> Photos:
-        if split == "test" and self.test_photos is not None:
-            source = open_images(self.test_photos)
-            _refuse_same_scenes(open_images(self.photos), source)
-            return Photos(source, range(len(source)))
-        source = open_images(self.photos)
-        if isinstance(self.photos, str) and self.photos.startswith(PROCEDURAL):
-            # Scenes are functions of their number: training counts from 0, the frozen sets lie at the far end.
-            held = max(1, len(source) // 100)
-            ranges: dict[Split, range] = {
-                "train": range(len(source) - 2 * held),
-                "val": range(len(source) - 2 * held, len(source) - held),
-                "test": range(len(source) - held, len(source)),
-            }
-            return Photos(source, ranges[split])
-        return Photos(source, self._positions(_paths_in(source), split, "photos", self.photos, self.test_photos))
+        return photos_of_split(self.photos, self.test_photos, split, self.holdout)
 
     def _logo_paths(self, split: Split) -> Sequence[str]:
         if self.logos is None:
             return []
         if split == "test" and self.test_logos is not None:
-            return _paths_of(self.test_logos)
-        paths = _paths_of(self.logos)
-        return [paths[i] for i in self._positions(paths, split, "logos", self.logos, self.test_logos)]
-
-    def _positions(
-        self, paths: Sequence[str], split: Split, what: str, given: str | list[str], tested: str | list[str] | None
-    ) -> NDArray[np.int64]:
-        """Return which files are of a split; none that is tested on is trained on, whatever name it goes by."""
-        positions = positions_of(paths, split, self.holdout)
-        if tested is not None:
-            elsewhere = {os.path.realpath(path) for path in _paths_of(tested)}
-            positions = positions[[os.path.realpath(paths[i]) not in elsewhere for i in positions]]
-        if not len(positions):
-            raise ValueError(
-                f"no file of data.{what} {given} is left for the {split} split at data.holdout {self.holdout}: "
-                f"add {what} or raise data.holdout"
-            )
-        return positions
+            return paths_of(self.test_logos)
+        paths = paths_of(self.logos)
+        return [paths[i] for i in positions_of_split(paths, split, "logos", self.logos, self.test_logos, self.holdout)]
 
     def _load_logos(self, split: Split) -> list[list[Pixels]]:
         logos, errors = load_logos(self._logo_paths(split), self.on_unreadable)
@@ -291,18 +244,3 @@ class WatermarkCompositingDataModule(ProvenanceDataModule):
         if errors and not logos:
             raise errors[0]
         return logos
-
-
-def _refuse_same_scenes(trained: ImageSource, tested: ImageSource) -> None:
-    seeds = [source.seed for source in (trained, tested) if isinstance(source, ProceduralSource)]
-    if len(seeds) == 2 and seeds[0] == seeds[1]:
-        raise ValueError(f"data.test_photos draws the scenes of data.photos: give it another seed than {seeds[0]}")
-
-
-def _paths_of(spec: str | list[str]) -> Sequence[str]:
-    return _paths_in(open_images(spec))
-
-
-def _paths_in(source: ImageSource) -> Sequence[str]:
-    # The listing itself where there is one: a list of a million paths takes far more.
-    return source.listing if isinstance(source, FileSource) else [source.path(i) for i in range(len(source))]

@@ -7,7 +7,11 @@ from importlib import import_module
 from pathlib import Path
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-TOOLS = {"export": "experiments.export:export", "prepare": "experiments.prepare:PREPARATIONS"}
+TOOLS = {
+    "export": "experiments.export:export",
+    "prepare": "experiments.prepare:PREPARATIONS",
+    "index": "experiments.index:COMMANDS",
+}
 PREDICT_CONFIG = Path(__file__).parents[1] / "configs" / "watermark_segmentation" / "predict.yaml"
 USAGE = """usage: sealmark COMMAND [--config FILE ...] [--key value ...]
 
@@ -19,6 +23,7 @@ Train, evaluate, run and export methods of image provenance.
   predict    run on your images:     sealmark predict --data.paths FOLDER
   export     write one self-contained file (torchscript, onnx, pt2) and check it
   prepare    prepare data: write a manifest of a folder of images, or drawn images as files
+  index      find copies: build, add to, search or calibrate an index of descriptors
 
   -h, --help   this text; `sealmark COMMAND --help` for a command's own
   --version    the version

@@ -88,7 +88,7 @@ def load_module(path: Path, class_path: str | None = None, hparams: dict[str, An
     if unknown:
         raise ValueError(f"--hparams {', '.join(unknown)}: no such argument of {cls.__name__}")
     module = cls(**{key: value for key, value in arguments.items() if key in known})
-    load_weights(module, path, key_map=type(module).weights_key_map)
+    load_weights(module, path, key_map=module.weights_key_map)
     module.on_load_checkpoint(metadata)
     return module.eval()
 

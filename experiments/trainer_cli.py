@@ -96,7 +96,8 @@ class SealmarkCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Use the weights that come with the repository where the user named none, and say so."""
-        if self.config[self.subcommand].ckpt_path is None and not self.model.hparams.get("weights"):
+        named = self.config[self.subcommand].ckpt_path is not None or self.model.hparams.get("weights")
+        if not named and next(self.model.parameters(), None) is not None:
             path = self.model.load_shipped_weights()
             print(f"no --ckpt_path or --model.weights named: using the shipped weights {path}", file=sys.stderr)
 

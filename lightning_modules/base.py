@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_modules.weights import load_weights
 
 SHIPPED = "shipped"
+RANDOM = "random"
 Schedule = Literal["constant", "cosine", "one_cycle"]
 
 
@@ -43,13 +44,13 @@ class ProvenanceModule(LightningModule, ABC):
         """Set the losses as attributes."""
 
     def build(self) -> None:
-        """Call the hooks, then load ``weights`` if given."""
+        """Call the hooks, then load ``weights`` if given: a file, "shipped", or "random" for none on purpose."""
         self.configure_models()
         self.configure_losses()
         path = self.hparams.get("weights")
         if path == SHIPPED:
             self.load_shipped_weights()
-        elif path is not None:
+        elif path is not None and path != RANDOM:
             self.restore_metadata(load_weights(self, path, key_map=self.weights_key_map).metadata)
 
     @classmethod

@@ -16,10 +16,17 @@ CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "env")
 QUICKSTART = CONFIGS / "watermark_segmentation" / "quickstart.yaml"
 OVERLAYS = sorted(CONFIGS.glob("env/*.yaml"))
-# What stands in for data and networks that are not here or too large: by what the recipe names.
-SMALL_NETWORK = (
-    *("--model.encoder", "tu-mobilenetv3_small_050", "--model.encoder_depth", "5"),
-    *("--model.decoder_channels", "[16,12,8,8,4]", "--model.weights", "null"),
+# What stands in for data and networks that are not here or too large: by the method of the recipe.
+SMALL = {
+    "watermark_segmentation": (
+        *("--model.encoder", "tu-mobilenetv3_small_050", "--model.encoder_depth", "5"),
+        *("--model.decoder_channels", "[16,12,8,8,4]", "--model.weights", "null"),
+    ),
+    "sscd": ("--model.backbone", "resnet18", "--model.dims", "8", "--model.resize", "short_32"),
+}
+ONE_PROCESS = (
+    *("--trainer.num_nodes", "1", "--trainer.strategy", "auto", "--trainer.sync_batchnorm", "false"),
+    *("--trainer.precision", "32-true"),
 )
 
 
@@ -73,11 +80,23 @@ def smallest(recipe: Path) -> list[str]:
     text = yaml.safe_load(recipe.read_text())
     data = text["data"]["class_path"]
     words = ["--config", str(recipe), "--config", str(CONFIGS / "env" / "smoke.yaml")]
-    words += SMALL_NETWORK if recipe.parent.name == "watermark_segmentation" else ()
+    words += [*SMALL.get(recipe.parent.name, ()), *ONE_PROCESS]
     if "size" in text["data"].get("init_args", {}):
         words += ["--data.size", "32"]
     if data.endswith("WatermarkCompositingDataModule"):
         words += ["--data.val_samples", "4", "--data.test_samples", "4"]
+    if data.endswith("DiscDataModule"):
+        words += ["--data.photos", "procedural://4000?size=40", "--data.views.size", "32"]
+        words += [
+            "--data.references",
+            "3",
+            "--data.queries",
+            "2",
+            "--data.background",
+            "1",
+            "--data.eval_resize",
+            "skew_32",
+        ]
     if recipe.stem == "predict":
         words += ["--data.paths", "data/photos"]
     return words
@@ -88,7 +107,7 @@ def test_recipe_runs_for_two_batches(recipe: Path, folder: Path, monkeypatch: py
     command = command_of(recipe)
     words = smallest(recipe)
     if command != "fit":
-        words += ["--model.weights", str(small_weights(folder))]
+        words += ["--model.weights", SMALL_WEIGHTS[recipe.parent.name](folder)]
     assert run(monkeypatch, command, *words) == 0
     version = next((folder / "runs").glob("**/version_0"))
     assert (version / "config.yaml").is_file()
@@ -96,13 +115,16 @@ def test_recipe_runs_for_two_batches(recipe: Path, folder: Path, monkeypatch: py
         assert "train/loss" in (version / "metrics.csv").read_text()
 
 
-def small_weights(folder: Path) -> Path:
+def small_watermark_weights(folder: Path) -> str:
     from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule
     from lightning_modules.weights import save_weights
 
     module = WatermarkSegmentationModule(encoder="tu-mobilenetv3_small_050", decoder_channels=[16, 12, 8, 8, 4])
     save_weights(module, folder / "small.safetensors", {})
-    return folder / "small.safetensors"
+    return str(folder / "small.safetensors")
+
+
+SMALL_WEIGHTS = {"watermark_segmentation": small_watermark_weights, "sscd": lambda folder: "random"}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from datamodules.images.listing import ImageListing
 
-_SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _TRAIN, _VAL, _TEST = range(3)
 
 
-def split_of(path: str, holdout: float) -> Literal["train", "val", "test"]:
+def split_of(path: str, holdout: float) -> Split:
     """Say which split a file belongs to, whatever else lies beside it.
 
     Args:
@@ -28,7 +29,7 @@ def split_of(path: str, holdout: float) -> Literal["train", "val", "test"]:
     return "val" if place < holdout / 2 else "test"
 
 
-def positions_of(paths: Iterable[str], split: Literal["train", "val", "test"], holdout: float) -> NDArray[np.int64]:
+def positions_of(paths: Iterable[str], split: Split, holdout: float) -> NDArray[np.int64]:
     """Positions of the files that belong to a split, ascending.
 
     A file's name decides, as in `split_of`. Files that share a name go by their paths below the deepest folder that

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.base import SampleKey
+from datamodules.images.photos import Photos
 from datamodules.images.procedural import draw_scene
 from datamodules.images.sources import FileSource, open_images
 from datamodules.transforms.letterbox import letterbox
 from datamodules.transforms.mark_bank import MarkBank, load_logos
 from datamodules.transforms.marks import draw_mark
 from datamodules.transforms.watermark_engine import CompositingSettings
-from datamodules.watermark_compositing import CompositedMarks, Photos
+from datamodules.watermark_compositing import CompositedMarks
 
 SIZE = 512
 NEEDED_RATIO = 4.0

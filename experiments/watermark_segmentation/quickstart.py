@@ -5,7 +5,6 @@ Every step is a command of `sealmark`, printed before it runs, so that a newcome
 
 import csv
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from callbacks.figures import Picture, outline, panel, truth_picture
 from datamodules.base import ProvenanceDataModule, SampleKey
-from experiments.trainer_cli import SealmarkCLI, run
+from experiments.steps import log_dir, run_step
 from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule
 
 CONFIG = Path("configs/watermark_segmentation/quickstart.yaml")
@@ -26,17 +25,17 @@ METRICS = ("iou_dataset", "iou_image_marked", "f1_dataset", "boundary_f", "false
 def main() -> int:
     """Run the steps and print where the picture and the table are."""
     started = time.monotonic()
-    trained = _command("fit", "--config", str(CONFIG))
-    folder = _log_dir(trained)
+    trained = run_step("fit", "--config", str(CONFIG))
+    folder = log_dir(trained)
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    tested = _command("test", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint))
-    rows = {"trained just now, from scratch": _results(_log_dir(tested))}
+    tested = run_step("test", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint))
+    rows = {"trained just now, from scratch": _results(log_dir(tested))}
     shipped = WatermarkSegmentationModule.shipped_weights()
     if shipped is not None:
-        compared = _command("test", "--config", str(folder / "config.yaml"), "--model.weights", str(shipped))
-        rows[f"shipped weights ({shipped.name})"] = _results(_log_dir(compared))
+        compared = run_step("test", "--config", str(folder / "config.yaml"), "--model.weights", str(shipped))
+        rows[f"shipped weights ({shipped.name})"] = _results(log_dir(compared))
     images = _write_demo(tested.datamodule, folder / "demo")
-    predicted = _command(
+    predicted = run_step(
         *("predict", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)),
         *("--data.paths", str(images), "--predictions.output_dir", str(folder / "predictions")),
     )
@@ -46,17 +45,6 @@ def main() -> int:
     print(f"\n{table.read_text()}\nunseen marks on unseen scenes; {time.monotonic() - started:.0f} s in all")
     print(f"picture: {picture}\ntable:   {table}\nmasks:   {folder / 'predictions'}")
     return 0
-
-
-def _command(*words: str) -> SealmarkCLI:
-    print(f"\n$ sealmark {shlex.join(words)}", flush=True)
-    sys.argv[1:] = words
-    return run()
-
-
-def _log_dir(cli: SealmarkCLI) -> Path:
-    assert cli.trainer.log_dir is not None
-    return Path(cli.trainer.log_dir)
 
 
 def _results(folder: Path) -> dict[str, float]:

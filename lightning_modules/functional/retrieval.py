@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +32,12 @@ class Candidates:
 
 
 def nearest_references(
-    queries: Floats, references: Floats, k: int, metric: Metric = "inner_product", block: int = 65536
+    queries: Floats,
+    references: Floats,
+    k: int,
+    metric: Metric = "inner_product",
+    block: int = 65536,
+    bias: Floats | None = None,
 ) -> Candidates:
     """Return the k best references of each query, exactly; fewer where there are fewer.
 
@@ -41,11 +47,12 @@ def nearest_references(
         k: References a query.
         metric: What is searched by.
         block: References at a time.
+        bias: What is taken from all scores of each query, (Q,).
     """
     k = min(k, len(references))
     best: Floats = np.empty((len(queries), 0), np.float32)
     found: Integers = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(references) if k else 0, block):
+    for start in range(0, len(references) if k and len(queries) else 0, block):
         scores, positions = _search(queries, references[start : start + block], k, metric)
         best = np.concatenate([best, scores], axis=1)
         found = np.concatenate([found, positions + start], axis=1)
@@ -53,7 +60,7 @@ def nearest_references(
         order = np.argsort(-best, axis=1, kind="stable")[:, :k]
         best, found = np.take_along_axis(best, order, axis=1), np.take_along_axis(found, order, axis=1)
     query = np.repeat(np.arange(len(queries)), best.shape[1])
-    return Candidates(query, found.ravel(), best.ravel())
+    return Candidates(query, found.ravel(), (best if bias is None else best - bias[:, None]).ravel())
 
 
 def _search(queries: Floats, references: Floats, k: int, metric: Metric) -> tuple[Floats, Integers]:
@@ -66,7 +73,12 @@ def _search(queries: Floats, references: Floats, k: int, metric: Metric) -> tupl
 
 
 def best_pairs(
-    queries: Floats, references: Floats, count: int, metric: Metric = "inner_product", block: int = 4096
+    queries: Floats,
+    references: Floats,
+    count: int,
+    metric: Metric = "inner_product",
+    block: int = 4096,
+    bias: Floats | None = None,
 ) -> Candidates:
     """Return the `count` best pairs over all queries, exactly; equal scores at the end prefer earlier pairs.
 
@@ -76,25 +88,34 @@ def best_pairs(
         count: Pairs to keep.
         metric: What is searched by.
         block: Queries and references at a time; no more scores than its square exist at once, beside the pairs.
+        bias: What is taken from all scores of each query, (Q,).
     """
-    kept = Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    if count < 1:
-        return kept
-    floor = -np.inf
-    for row in range(0, len(queries), block):
+    parts: list[Candidates] = []
+    waiting, floor = 0, -np.inf
+    for row in range(0, len(queries) if count > 0 else 0, block):
         some_queries = np.asarray(queries[row : row + block], np.float32)
         for column in range(0, len(references), block):
             scores = _all_scores(some_queries, np.asarray(references[column : column + block], np.float32), metric)
+            if bias is not None:
+                scores = scores - bias[row : row + block, None]
+            if scores.size > count:
+                floor = max(floor, float(np.partition(scores, -count, axis=None)[-count]))
             at_query, at_reference = np.nonzero(scores >= floor)
-            kept = Candidates(
-                np.concatenate([kept.query, at_query + row]),
-                np.concatenate([kept.reference, at_reference + column]),
-                np.concatenate([kept.score, scores[at_query, at_reference]]),
-            )
-            if len(kept) > count:
-                kept = _best(kept, count)
-                floor = float(kept.score.min())
-    return kept
+            parts.append(Candidates(at_query + row, at_reference + column, scores[at_query, at_reference]))
+            waiting += len(at_query)
+            if waiting > 2 * count:  # seldom, so that choosing costs little beside scoring
+                parts = [_best(join_candidates(parts), count)]
+                waiting, floor = count, max(floor, float(parts[0].score.min()))
+    return _best(join_candidates(parts), count)
+
+
+def join_candidates(parts: Sequence[Candidates]) -> Candidates:
+    """Return the candidates of all parts."""
+    return Candidates(
+        np.concatenate([np.empty(0, np.int64), *(part.query for part in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(part.reference for part in parts)]),
+        np.concatenate([np.empty(0, np.float32), *(part.score for part in parts)]),
+    )
 
 
 def _all_scores(queries: Floats, references: Floats, metric: Metric) -> Floats:
@@ -107,8 +128,13 @@ def _all_scores(queries: Floats, references: Floats, metric: Metric) -> Floats:
 
 
 def _best(pairs: Candidates, count: int) -> Candidates:
-    order = np.lexsort((pairs.reference, pairs.query, -pairs.score))[:count]
-    return Candidates(pairs.query[order], pairs.reference[order], pairs.score[order])
+    if len(pairs) <= count:
+        return pairs
+    floor = np.partition(pairs.score, -count)[-count]
+    above, tied = np.flatnonzero(pairs.score > floor), np.flatnonzero(pairs.score == floor)
+    first = np.lexsort((pairs.reference[tied], pairs.query[tied]))[: count - len(above)]
+    chosen = np.concatenate([above, tied[first]])
+    return Candidates(pairs.query[chosen], pairs.reference[chosen], pairs.score[chosen])
 
 
 # --- what is done to descriptors -------------------------------------------------------------------------------------
@@ -255,14 +281,12 @@ class RankedPairs:
     @classmethod
     def of(cls, candidates: Candidates, truth: Integers) -> RankedPairs:
         """Rank candidates against true pairs (T, 2); a pair given twice is an error."""
-        stride = 1 + max((int(part.max(initial=0)) for part in (candidates.reference, truth[:, 1])), default=0)
-        keys = candidates.query * stride + candidates.reference
+        keys, true_keys = _pair_keys(candidates, truth)
         if len(np.unique(keys)) < len(keys):
             raise ValueError("the candidates hold a pair twice")
-        true_keys = np.unique(truth[:, 0] * stride + truth[:, 1])
         correct = np.isin(keys, true_keys)
         order = np.lexsort((correct, -candidates.score))
-        return cls(candidates.score[order], correct[order], len(true_keys))
+        return cls(candidates.score[order], correct[order], len(np.unique(true_keys)))
 
     @property
     def precision(self) -> NDArray[np.float64]:
@@ -273,6 +297,17 @@ class RankedPairs:
     def recall(self) -> NDArray[np.float64]:
         """Share of the true pairs that are among the first i."""
         return np.cumsum(self.correct) / max(1, self.expected)
+
+
+def is_true(candidates: Candidates, truth: Integers) -> NDArray[np.bool_]:
+    """Return which candidates are among the true pairs (T, 2)."""
+    return np.isin(*_pair_keys(candidates, truth))
+
+
+def _pair_keys(candidates: Candidates, truth: Integers) -> tuple[Integers, Integers]:
+    """Return one whole number for each pair of query and reference."""
+    stride = 1 + max(int(candidates.reference.max(initial=0)), int(truth[:, 1].max(initial=0)))
+    return candidates.query * stride + candidates.reference, truth[:, 0] * stride + truth[:, 1]
 
 
 def micro_average_precision(ranked: RankedPairs) -> float:
@@ -292,18 +327,20 @@ def recall_at_precision(ranked: RankedPairs, precision: float = 0.9) -> tuple[fl
 
 def true_ranks(candidates: Candidates, truth: Integers) -> NDArray[np.float64]:
     """Return how many of its query's candidates come before each true pair, ties counted against it; inf if absent."""
-    order = np.lexsort((candidates.score, candidates.query))
-    query, score = candidates.query[order], candidates.score[order]
-    pairs = zip(query.tolist(), candidates.reference[order].tolist(), strict=True)
-    position = {pair: i for i, pair in enumerate(pairs)}
     ranks = np.full(len(truth), np.inf)
-    ends = np.searchsorted(query, truth[:, 0], side="right")
-    starts = np.searchsorted(query, truth[:, 0], side="left")
-    for i, pair in enumerate(map(tuple, truth.tolist())):
-        at = position.get(pair)
-        if at is not None:
-            own = score[starts[i] : ends[i]]
-            ranks[i] = len(own) - np.searchsorted(own, score[at], side="left") - 1
+    if not len(candidates) or not len(truth):
+        return ranks
+    pairs, wanted = _pair_keys(candidates, truth)
+    order = np.argsort(pairs)
+    place = np.minimum(np.searchsorted(pairs, wanted, sorter=order), len(pairs) - 1)
+    found = np.flatnonzero(pairs[order[place]] == wanted)
+    # Scores by their place among all different scores: query and score become one whole number.
+    different, level = np.unique(candidates.score, return_inverse=True)
+    own = candidates.query * len(different) + level
+    at = own[order[place[found]]]
+    own.sort()
+    end = np.searchsorted(own, (truth[found, 0] + 1) * len(different))
+    ranks[found] = end - np.searchsorted(own, at) - 1
     return ranks
 
 
@@ -313,3 +350,22 @@ def trapezoidal_average_precision(ranks: NDArray[np.int64], positives: int) -> f
     before = np.where(ranks > 0, hits / np.maximum(ranks, 1), 1.0)
     after = (hits + 1) / (ranks + 1)
     return float((before + after).sum() / 2 / max(1, positives))
+
+
+def query_average_precision(candidates: Candidates, truth: Integers) -> tuple[Integers, NDArray[np.float64]]:
+    """Return the queries that have true pairs, ascending, and Copydays' average precision of each.
+
+    Among a query's equal scores wrong pairs come first.
+    """
+    queries, positives = np.unique(np.unique(truth, axis=0)[:, 0], return_counts=True)
+    correct = is_true(candidates, truth)
+    order = np.lexsort((correct, -candidates.score, candidates.query))
+    query, correct = candidates.query[order], correct[order]
+    start = np.searchsorted(query, query)
+    rank = np.arange(len(query)) - start
+    hits = np.cumsum(correct)
+    # Hits of the same query before this one.
+    before: Integers = hits - correct - (hits[start] - correct[start])
+    share = np.where(rank > 0, before / np.maximum(rank, 1), 1.0) + (before + 1) / (rank + 1)
+    at = np.searchsorted(queries, query[correct])
+    return queries, np.bincount(at, share[correct], len(queries)) / 2 / positives

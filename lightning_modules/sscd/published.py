@@ -1,10 +1,17 @@
 """The published weight files: their two key layouts, and the architecture that a file's shapes tell."""
 
 import re
-from collections.abc import Iterable, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.serialization import add_safe_globals
+
+# The reference's own checkpoints hold their arguments in one. It holds values and runs nothing; a value of any class
+# that is not plain is refused as everywhere.
+add_safe_globals([Namespace])
 
 _TO_TORCHVISION = {
     "backbone.initial_block._module.0.": "backbone.conv1.",
@@ -27,6 +34,17 @@ _BACKBONES: dict[tuple[tuple[int, ...], bool, int], str] = {
     ((3, 4, 23, 3), True, 4): "resnext101_32x4d",
     ((3, 4, 23, 3), True, 8): "resnext101_32x8d",
 }
+
+
+def key_map_into(module: nn.Module) -> Callable[[str], str]:
+    """Return the ``key_map`` with which `load_weights` takes a file of any published layout.
+
+    Args:
+        module: A `DescriptorNetwork`, or a module that has one as ``network``.
+    """
+    keys = list(module.state_dict())
+    within = "network." if any(key.startswith("network.") for key in keys) else ""
+    return partial(_placed, deep=has_deep_blocks(keys), within=within)
 
 
 def torchvision_key(key: str, deep: bool) -> str:
@@ -64,7 +82,7 @@ def has_deep_blocks(keys: Iterable[str]) -> bool:
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the ``backbone`` and ``dims`` that a file in either layout was made for.
+    """Return the ``backbone`` and ``dims`` that a file in either layout was made for; no projection, no ``dims``.
 
     The exponent of the pooling is in no file; the published ones use 3.
     """
@@ -73,10 +91,14 @@ def recognise(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     blocks = {tuple(key.split(".")[1:3]) for key in shapes if key.startswith("backbone.layer")}
     depths = tuple(sum(stage == f"layer{n}" for stage, _ in blocks) for n in (1, 2, 3, 4))
     inputs = shapes.get("backbone.layer1.0.conv2.weight", (0, 0))[1]
-    backbone, projection = _BACKBONES.get((depths, deep, inputs)), shapes.get("backbone.fc.weight")
-    if backbone is None or projection is None:
+    backbone = _BACKBONES.get((depths, deep, inputs))
+    if backbone is None:
         raise ValueError(f"no published architecture has stages of {depths} blocks: name `backbone` and `dims`")
-    return {"backbone": backbone, "dims": projection[0]}
+    return {"backbone": backbone, "dims": shapes.get("backbone.fc.weight", (None,))[0]}
+
+
+def _placed(key: str, deep: bool, within: str) -> str:
+    return within + torchvision_key(key, deep)
 
 
 def _exchanged(key: str, prefixes: Mapping[str, str]) -> str:

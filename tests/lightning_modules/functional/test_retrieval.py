@@ -170,3 +170,53 @@ def test_normalised_scores_are_the_inner_products_less_the_bias() -> None:
 
 def test_zeros_stay_zeros() -> None:
     assert np.array_equal(unit_length(np.zeros((2, 3), np.float32)), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("metric", ["inner_product", "l2"])
+def test_a_bias_is_taken_from_all_scores_of_its_query(metric: str) -> None:
+    queries, references = descriptors(11, 5, 0), descriptors(60, 5, 1)
+    bias = descriptors(11, 1, 2)[:, 0] * 3
+    scores = all_scores(queries, references, metric) - bias[:, None]
+    near = nearest_references(queries, references, 4, metric, block=13, bias=bias)
+    np.testing.assert_allclose(near.score, scores[near.query, near.reference], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(near.score.reshape(11, 4), np.sort(scores, axis=1)[:, :-5:-1], rtol=1e-5, atol=1e-5)
+    best = best_pairs(queries, references, 50, metric, block=7, bias=bias)
+    wanted = np.sort(scores, axis=None)[-50:]
+    np.testing.assert_allclose(np.sort(best.score), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_without_queries_references_or_truth_nothing_is_found() -> None:
+    none, some = descriptors(0, 4, 0), descriptors(5, 4, 1)
+    for queries, references in ((none, some), (some, none), (none, none)):
+        found = nearest_references(queries, references, 3), best_pairs(queries, references, 3)
+        assert [len(candidates) for candidates in found] == [0, 0]
+    empty = np.empty((0, 2), np.int64)
+    truth = np.array([[0, 1]])
+    assert true_ranks(found[0], truth).tolist() == [np.inf]
+    found = nearest_references(some, some, 2)
+    assert len(true_ranks(found, empty)) == 0
+    assert micro_average_precision(RankedPairs.of(found, empty)) == 0
+    assert recall_at_precision(RankedPairs.of(found, empty))[0] == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranks_count_all_that_score_as_high(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cells = rng.permutation(6 * 50)[: rng.integers(1, 300)]
+    score = rng.integers(0, rng.integers(1, 30), len(cells)).astype(np.float32) - 9
+    candidates = Candidates(cells // 50, cells % 50, score)
+    # Also of queries and references that no candidate has.
+    truth = np.stack([rng.integers(0, 9, 40), rng.integers(0, 70, 40)], axis=1)
+    for (query, reference), rank in zip(truth.tolist(), true_ranks(candidates, truth), strict=True):
+        own = score[cells // 50 == query]
+        here = score[cells == query * 50 + reference] if reference < 50 else []
+        assert rank == ((own >= here[0]).sum() - 1 if len(here) else np.inf)
+
+
+@pytest.mark.parametrize("block", [2, 5, 100])
+def test_of_equal_pairs_the_earlier_ones_are_kept(block: int) -> None:
+    found = best_pairs(np.ones((4, 3), np.float32), np.ones((6, 3), np.float32), 9, block=block)
+    assert (
+        sorted(zip(found.query.tolist(), found.reference.tolist(), strict=True))
+        == list(product(range(4), range(6)))[:9]
+    )

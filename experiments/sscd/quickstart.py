@@ -1,0 +1,65 @@
+"""`python -m experiments.sscd.quickstart`: train descriptors on drawn pictures, find edited copies, compare.
+
+Every step is a command of `sealmark`, printed before it runs, so that a newcomer can go on from any of them.
+"""
+
+import csv
+import sys
+import time
+from pathlib import Path
+
+from experiments.steps import log_dir, run_step
+
+CONFIG = Path("configs/sscd/quickstart.yaml")
+BASELINES = Path("configs/sscd/baselines")
+METRICS = ("uAP", "accuracy_at_1", "recall_at_p90", "mrr")
+GROUPS = ("untouched", "mild", "strong")
+
+
+def main() -> int:
+    """Run the steps and print where the table is."""
+    started = time.monotonic()
+    folder = log_dir(run_step("fit", "--config", str(CONFIG)))
+    config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    contenders = {
+        "trained just now, from scratch": ("--ckpt_path", str(checkpoint)),
+        "the same network, untrained": ("--config", str(BASELINES / "random.yaml")),
+        "perceptual hash (PDQ-style, 256 bits)": ("--config", str(BASELINES / "hash.yaml")),
+    }
+    results = {
+        name: read_results(log_dir(run_step("test", "--config", str(config), *words)))
+        for name, words in contenders.items()
+    }
+    table = folder / "quickstart.md"
+    table.write_text(as_table(results), encoding="utf-8")
+    print(f"\n{table.read_text()}\nedited copies of unseen pictures; {time.monotonic() - started:.0f} s in all")
+    print(f"table: {table}")
+    return 0
+
+
+def read_results(folder: Path) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Return value, lower and upper end of each metric and group of a run."""
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        return {
+            (row["metric"], row["group"]): (float(row["value"]), float(row["low"]), float(row["high"]))
+            for row in csv.DictReader(file)
+        }
+
+
+def as_table(results: dict[str, dict[tuple[str, str], tuple[float, float, float]]]) -> str:
+    """Return a Markdown table: a contender a row, figures with their 95 % intervals."""
+    columns = [(metric, "") for metric in METRICS] + [("uAP", group) for group in GROUPS]
+    titles = [f"{metric} {group}".strip() for metric, group in columns]
+    lines = [f"| descriptors | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    for name, values in results.items():
+        cells = [_shown(values.get(column)) for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(figure: tuple[float, float, float] | None) -> str:
+    return "not measured" if figure is None else f"{figure[0]:.3f} ({figure[1]:.3f} to {figure[2]:.3f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
