@@ -14,6 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "env")
+SLOW = {"copydays_long_800_eval", "copydays_short_288_eval"}  # another one reads the same folders
 QUICKSTART = CONFIGS / "watermark_segmentation" / "quickstart.yaml"
 OVERLAYS = sorted(CONFIGS.glob("env/*.yaml"))
 # What stands in for data and networks that are not here or too large: by the method of the recipe.
@@ -31,7 +32,7 @@ ONE_PROCESS = (
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """A working folder with small photos and logos where the recipes look for the user's."""
     import lightning  # noqa: F401
 
@@ -56,7 +57,36 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for number in range(1, 25):
                 pixels = rng.integers(0, 2, (32, 32), np.uint8) * 255
                 Image.fromarray(pixels).save(tmp_path / "data/CLWD" / split / kind / f"{number}.{extension}")
+    _write_disc(tmp_path / "data/disc", rng)
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if params.get("recipe", Path()).stem.startswith("copydays"):
+        _write_copydays(tmp_path / "data", rng)
     return tmp_path
+
+
+def _write_disc(root: Path, rng: np.random.Generator) -> None:
+    for folder, letter, count in (("val_query", "Q", 4), ("val_ref", "R", 6), ("training", "T", 12)):
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(
+                root / folder / f"{letter}{number:05d}.jpg"
+            )
+    (root / "val_groundtruth_matches.csv").write_text(
+        "query_id,reference_id\nQ00000,R000001\nQ00001,\nQ00002,R000003\n"
+    )
+
+
+def _write_copydays(data: Path, rng: np.random.Generator) -> None:
+    from datamodules.copydays import BLOCKS
+
+    Image.fromarray(rng.integers(0, 255, (8, 12, 3), np.uint8)).save(data / "one.jpg")
+    for block, count in BLOCKS.items():
+        (data / "copydays" / block).mkdir(parents=True)
+        for number in range(count):
+            name = f"{2000 + number % 157}{number // 157:02d}.jpg"
+            (data / "copydays" / block / name).hardlink_to(data / "one.jpg")
+    (data / "copydays_distractors").mkdir()
+    (data / "copydays_distractors" / "0.jpg").hardlink_to(data / "one.jpg")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -87,22 +117,23 @@ def smallest(recipe: Path) -> list[str]:
         words += ["--data.val_samples", "4", "--data.test_samples", "4"]
     if data.endswith("DiscDataModule"):
         words += ["--data.photos", "procedural://4000?size=40", "--data.views.size", "32"]
-        words += [
-            "--data.references",
-            "3",
-            "--data.queries",
-            "2",
-            "--data.background",
-            "1",
-            "--data.eval_resize",
-            "skew_32",
-        ]
+        words += ["--data.references", "3", "--data.queries", "2", "--data.background", "1"]
+        words += ["--data.eval_resize", "skew_32"]
+    if data.startswith("datamodules.copy") and recipe.parent.name == "sscd":
+        words += ["--data.resize", "skew_32", "--data.eval_batch_size", "64", "--trainer.limit_test_batches", "1.0"]
+    if data.endswith("CopydaysDataModule"):
+        # Whitening to 512 axes needs more background than that.
+        words += ["--model.dims", "512", "--data.background", "procedural://520?size=32"]
     if recipe.stem == "predict":
         words += ["--data.paths", "data/photos"]
     return words
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else ()) for path in RECIPES],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
 def test_recipe_runs_for_two_batches(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = command_of(recipe)
     words = smallest(recipe)

@@ -1,7 +1,7 @@
 """`make bench`: every benchmark, one after the other."""
 
-from experiments.benchmarks import compositing, decoding, predicting
+from experiments.benchmarks import compositing, copy_loss, decoding, predicting, retrieval, views
 
-for benchmark in (compositing, decoding, predicting):
+for benchmark in (compositing, decoding, predicting, views, copy_loss, retrieval):
     print(f"\n{benchmark.__name__}")
     benchmark.main([])

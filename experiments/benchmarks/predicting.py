@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.predicting [--json FILE]
 
-Speed: what `sealmark predict` runs (workers that decode, the loop, masks, records, PNG files of mask and overlay) and
+Speed, of masks and of descriptors: what `sealmark predict` runs (workers that decode, the loop, records, files) and
 then the network alone on the same images, decoded beforehand, in a fresh process each turn, as the command's is; the
 row gives medians of the wall-clock rate, that of predict after its first batch, that of the network when warm.
 Memory: a process of its own predicts one image with tiles and the whole-image pass, and reports the peak of its
@@ -21,7 +21,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,14 @@ from datamodules.image_files import ImageFilesDataModule
 from datamodules.images.decoding import read_image
 from datamodules.images.procedural import draw_scene
 from experiments.export import find_shipped_weights, load_module
+from lightning_modules.base import ProvenanceModule
+from lightning_modules.functional.pixels import to_unit
+from lightning_modules.functional.resizing import resize
+from lightning_modules.sscd.module import SSCDModule
 from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule
 
 SIZES_HW = ((375, 500), (512, 512), (320, 480), (512, 384), (256, 256), (480, 360), (341, 512), (200, 300))
 LARGE_HW = (3000, 4000)
-NEEDED_RATIO = 0.9
 ALLOWED_GB = 3.0
 
 Row = dict[str, float | int | str]
@@ -78,7 +82,32 @@ def small_network() -> WatermarkSegmentationModule:
         return WatermarkSegmentationModule(**options, threshold=0.9).eval()
 
 
-def predict(module: WatermarkSegmentationModule, folder: Path, output: Path, batch_size: int = 8) -> float:
+def describing_network() -> SSCDModule:
+    """Return SSCD's default network with random weights: as fast as with trained ones."""
+    torch.manual_seed(0)
+    return SSCDModule(weights="random").eval()
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is predicted, and its network alone."""
+
+    make: Callable[[], ProvenanceModule]
+    prepare: Callable[[Tensor], Tensor]
+    """From a decoded image (3, H, W) uint8 to what the network takes; not timed."""
+    answer: Callable[[Any, Tensor], Tensor]
+    needed_ratio: float
+
+
+METHODS = {
+    "marks": Method(small_network, to_unit, lambda module, image: module.probability(image), 0.9),
+    "descriptors": Method(
+        describing_network, lambda image: to_unit(resize(image, "short_288")), lambda module, image: module(image), 0.95
+    ),
+}
+
+
+def predict(module: ProvenanceModule, folder: Path, output: Path, batch_size: int = 8) -> float:
     """Predict a folder as the command does and return the seconds from the first batch's end on."""
     stopwatch = Stopwatch()
     trainer = Trainer(
@@ -97,28 +126,29 @@ def predict(module: WatermarkSegmentationModule, folder: Path, output: Path, bat
     return stopwatch.seconds
 
 
-def run_bare(module: WatermarkSegmentationModule, images: Sequence[Tensor]) -> float:
+def run_bare(method: Method, module: ProvenanceModule, images: Sequence[Tensor]) -> float:
     """Return the seconds of the network alone, image after image."""
     start = time.perf_counter()
     with torch.inference_mode():
         for image in images:
-            module.probability(image[None]).cpu()
+            method.answer(module, image[None]).cpu()
     return time.perf_counter() - start
 
 
-def measure_speed(images: int = 128, repeats: int = 5) -> Row:
+def measure_speed(name: str, images: int = 128, repeats: int = 5) -> Row:
     """Medians in images a second of both sides, and their ratio."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photos"
         write_photos(folder, images)
-        turns = [_in_fresh_process("--speed-child", folder) for _ in range(repeats)]
-    median = {name: statistics.median(float(turn[name]) for turn in turns) for name in ("predict", "bare")}
+        turns = [_in_fresh_process("--speed-child", folder, "--method", name) for _ in range(repeats)]
+    median = {side: statistics.median(float(turn[side]) for turn in turns) for side in ("predict", "bare")}
+    where = f"{turns[0]['device']}, {turns[0]['threads']} threads"
     return {
-        "what": f"{images} photos up to 512 px, {turns[0]['device']}, {turns[0]['threads']} threads, {repeats} turns",
+        "what": f"{name} of {images} photos up to 512 px, {where}, {repeats} turns",
         "predict_per_s": round(median["predict"], 2),
         "bare_per_s": round(median["bare"], 2),
         "ratio": round(statistics.median(float(turn["predict"]) / float(turn["bare"]) for turn in turns), 3),
-        "needed_ratio": NEEDED_RATIO,
+        "needed_ratio": METHODS[name].needed_ratio,
     }
 
 
@@ -143,11 +173,12 @@ def write_photos(folder: Path, count: int, sizes_hw: Sequence[tuple[int, int]] =
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints both rows and writes them as JSON if asked."""
+    """Prints the rows and writes them as JSON if asked."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.predicting", description=__doc__)
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--images", type=int, default=128, help="photos in the folder")
     parser.add_argument("--repeats", type=int, default=5, help="turns of both sides")
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="what to predict")
     parser.add_argument("--memory-child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--speed-child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -157,9 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(_peak_memory(options.memory_child)))
         return
     if options.speed_child is not None:
-        print(json.dumps(_rates(options.speed_child)))
+        print(json.dumps(_rates(options.method[0], options.speed_child)))
         return
-    rows = {"speed": measure_speed(options.images, options.repeats), "memory": measure_memory()}
+    rows = {name: measure_speed(name, options.images, options.repeats) for name in options.method}
+    if "marks" in rows:
+        rows["memory"] = measure_memory()
     for row in rows.values():
         print("  ".join(f"{name} {value}" if name != "what" else f"{value}:" for name, value in row.items()))
     if options.json is not None:
@@ -167,22 +200,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _in_fresh_process(option: str, folder: Path) -> Row:
-    command = [sys.executable, "-m", "experiments.benchmarks.predicting", option, str(folder)]
+def _in_fresh_process(option: str, folder: Path, *words: str) -> Row:
+    command = [sys.executable, "-m", "experiments.benchmarks.predicting", option, str(folder), *words]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 (our own module)
     row: Row = json.loads(done.stdout.splitlines()[-1])
     return row
 
 
-def _rates(folder: Path, batch_size: int = 8) -> Row:
-    module = small_network()
+def _rates(name: str, folder: Path, batch_size: int = 8) -> Row:
+    method = METHODS[name]
+    module = method.make()
     with tempfile.TemporaryDirectory() as output:
         seconds = predict(module, folder, Path(output), batch_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     paths = sorted(folder.iterdir())
-    tensors = [torch.from_numpy(read_image(path)).permute(2, 0, 1).float().div(255).to(device) for path in paths]
-    run_bare(module.to(device), tensors[: len(SIZES_HW)])  # kernels are made once for each size
-    bare = run_bare(module, tensors)
+    images = [torch.from_numpy(read_image(path)).permute(2, 0, 1) for path in paths]
+    tensors = [method.prepare(image).to(device) for image in images]
+    run_bare(method, module.to(device), tensors[: len(SIZES_HW)])  # kernels are made once for each size
+    bare = run_bare(method, module, tensors)
     return {
         "predict": (len(paths) - batch_size) / seconds,
         "bare": len(paths) / bare,
