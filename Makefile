@@ -33,7 +33,7 @@ quickstart: install  ## train, test and predict on embedded data, ending with a 
 	$(BIN)/python -m experiments.watermark_segmentation.quickstart
 
 test: install  ## the fast suite on every core, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu" --cov --cov-report=term:skip-covered --goldens $(GOLDENS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --cov --cov-report=term:skip-covered --goldens $(GOLDENS)
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --goldens $(GOLDENS)

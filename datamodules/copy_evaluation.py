@@ -161,7 +161,8 @@ class CopyEvaluationDataModule(ProvenanceDataModule):
 
     Args:
         resize: How images are resized: ``short_N``, ``long_N`` or ``skew_N``.
-        eval_batch_size: Images a step and rank.
+        batch_size: Images a step and rank.
+        eval_batch_size: The same, under the name it has where data are also trained on; None means `batch_size`.
         num_workers: Processes that read images, per rank; None takes the cores this rank can have, less one.
         on_unreadable: "stop" ends the run with one line; "skip" leaves the file out and lists it in skipped.jsonl.
         paths: Files, folders and manifests to predict on.
@@ -170,12 +171,13 @@ class CopyEvaluationDataModule(ProvenanceDataModule):
     def __init__(
         self,
         resize: str = "short_288",
-        eval_batch_size: int = 64,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
         num_workers: int | None = None,
         on_unreadable: Literal["stop", "skip"] = "stop",
         paths: str | list[str] | None = None,
     ) -> None:
-        super().__init__(eval_batch_size, eval_batch_size, num_workers, None, on_unreadable, paths)
+        super().__init__(batch_size, eval_batch_size, num_workers, None, on_unreadable, paths)
         self.resize = resize
         resized_hw(1, 1, resize)  # says what is wrong with it
 
@@ -231,7 +233,8 @@ class DiscEvaluationDataModule(CopyEvaluationDataModule):
         background: Images that are neither, for score normalisation and whitening; null for none.
         ground_truth: CSV of query_id,reference_id; a header and lines without a reference are left out.
         resize: How images are resized: ``short_N``, ``long_N`` or ``skew_N``.
-        eval_batch_size: Images a step and rank.
+        batch_size: Images a step and rank.
+        eval_batch_size: The same, under the name it has where data are also trained on; None means `batch_size`.
         num_workers: Processes that read images, per rank; None takes the cores this rank can have, less one.
         on_unreadable: "stop" ends the run with one line; "skip" leaves the file out and lists it in skipped.jsonl.
         paths: Files, folders and manifests to predict on.
@@ -245,12 +248,13 @@ class DiscEvaluationDataModule(CopyEvaluationDataModule):
         background: str | None = "training",
         ground_truth: str = "val_groundtruth_matches.csv",
         resize: str = "short_288",
-        eval_batch_size: int = 64,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
         num_workers: int | None = None,
         on_unreadable: Literal["stop", "skip"] = "stop",
         paths: str | list[str] | None = None,
     ) -> None:
-        super().__init__(resize, eval_batch_size, num_workers, on_unreadable, paths)
+        super().__init__(resize, batch_size, eval_batch_size, num_workers, on_unreadable, paths)
         self.root = Path(root)
         self.queries = queries
         self.references = references

@@ -34,7 +34,8 @@ class CopydaysDataModule(CopyEvaluationDataModule):
         distractors: Images that nothing is a copy of: files, folders, manifests; null for none.
         background: Images to learn centring and whitening from; null where no codec needs them.
         resize: How images are resized: ``short_N``, ``long_N`` or ``skew_N``.
-        eval_batch_size: Images a step and rank.
+        batch_size: Images a step and rank.
+        eval_batch_size: The same, under the name it has where data are also trained on; None means `batch_size`.
         num_workers: Processes that read images, per rank; None takes the cores this rank can have, less one.
         on_unreadable: "stop" ends the run with one line; "skip" leaves the file out and lists it in skipped.jsonl.
         paths: Files, folders and manifests to predict on.
@@ -46,12 +47,13 @@ class CopydaysDataModule(CopyEvaluationDataModule):
         distractors: str | list[str] | None = None,
         background: str | list[str] | None = None,
         resize: str = "short_288",
-        eval_batch_size: int = 64,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
         num_workers: int | None = None,
         on_unreadable: Literal["stop", "skip"] = "stop",
         paths: str | list[str] | None = None,
     ) -> None:
-        super().__init__(resize, eval_batch_size, num_workers, on_unreadable, paths)
+        super().__init__(resize, batch_size, eval_batch_size, num_workers, on_unreadable, paths)
         self.root = Path(root)
         self.distractors = distractors
         self.background = background
