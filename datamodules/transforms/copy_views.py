@@ -48,6 +48,7 @@ class ViewSettings:
         read_size: shorter side that photos are needed at: a larger JPEG is then decoded at 1/2, 1/4 or 1/8 where that
             is not below it, which makes large photos faster and small crops of them coarser. Full size if left out.
         min_area: least share of the photo that a view shows; the reference's by default.
+        jitter: how strong colour changes are, as a share of the reference's.
         blur: least and largest standard deviation of the blur in pixels of the view; the pipeline's by default, which
             is made for views of 224 pixels and hides much of smaller ones.
         legacy_emoji: paste palette emoji as opaque rectangles, as the reference does.
@@ -58,6 +59,7 @@ class ViewSettings:
     size: int = 224
     read_size: int | None = None
     min_area: float = 0.08
+    jitter: float = 1.0
     blur: tuple[float, float] | None = None
     legacy_emoji: bool = False
     legacy_text: bool = False
@@ -67,6 +69,8 @@ class ViewSettings:
             raise ValueError(f"`pipeline` must be one of {', '.join(_BLURS)}, got {self.pipeline!r}")
         if not 0 < self.min_area <= 1:
             raise ValueError(f"`min_area` must be in (0, 1], got {self.min_area}")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"`jitter` must be in [0, 1], got {self.jitter}")
         if self.size < 1 or (self.read_size or 1) < 1:
             raise ValueError(f"`size` and `read_size` must be at least 1, got {self.size} and {self.read_size}")
 
@@ -109,7 +113,7 @@ def draw_plan(size_hw: tuple[int, int], settings: ViewSettings, rng: Generator) 
         emoji=draw_emoji(rng) if advanced and happens(0.2) else None,
         angle=int(rng.integers(360)) if advanced and happens(0.05) else None,
         box=draw_box(size_hw, rng, settings.min_area),
-        jitter=_draw_jitter(rng) if happens(0.8) else (),
+        jitter=_draw_jitter(rng, settings.jitter) if happens(0.8) else (),
         grey=happens(0.2),
         blur=float(rng.uniform(*(settings.blur or _BLURS[settings.pipeline]))) if happens(0.5) else None,
         quality=int(rng.integers(101)) if advanced and happens(0.2) else None,
@@ -141,9 +145,15 @@ def render_view(photo: Pixels, plan: ViewPlan, settings: ViewSettings) -> Pixels
     return view if plan.quality is None else jpeg_roundtrip(view, plan.quality)
 
 
-def _draw_jitter(rng: Generator) -> tuple[tuple[str, float], ...]:
+def _draw_jitter(rng: Generator, strength: float) -> tuple[tuple[str, float], ...]:
     names = list(_JITTER)
-    return tuple((names[i], float(rng.uniform(*_JITTER[names[i]][1:]))) for i in rng.permutation(len(names)))
+    return tuple((names[i], _draw_factor(rng, names[i], strength)) for i in rng.permutation(len(names)))
+
+
+def _draw_factor(rng: Generator, name: str, strength: float) -> float:
+    _, low, high = _JITTER[name]
+    nothing = (low + high) / 2
+    return float(nothing + strength * (rng.uniform(low, high) - nothing))
 
 
 def _see(photo: Pixels, plan: ViewPlan, settings: ViewSettings) -> Pixels:

@@ -257,3 +257,17 @@ def test_wrong_settings_are_named():
         ViewSettings("strong")
     with pytest.raises(ValueError, match="at least 1, got 0"):
         ViewSettings(size=0)
+
+
+def test_settings_narrow_what_is_drawn():
+    settings = ViewSettings("blur", 32, min_area=0.5, jitter=0.25, blur=(0.2, 0.4))
+    plans = [draw_plan((200, 200), settings, np.random.default_rng(i)) for i in range(300)]
+    assert min(plan.box[2] * plan.box[3] for plan in plans) >= 0.49 * 200 * 200
+    assert all(0.2 <= plan.blur <= 0.4 for plan in plans if plan.blur is not None)
+    factors = {name: [dict(plan.jitter)[name] for plan in plans if plan.jitter] for name in ("brightness", "hue")}
+    assert 0.8 <= min(factors["brightness"]) < 0.82
+    assert 1.18 < max(factors["brightness"]) <= 1.2
+    assert -0.05 <= min(factors["hue"]) < max(factors["hue"]) <= 0.05
+    for wrong in ({"min_area": 0}, {"jitter": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ViewSettings(**wrong)
