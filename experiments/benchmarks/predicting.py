@@ -97,12 +97,18 @@ class Method:
     """From a decoded image (3, H, W) uint8 to what the network takes; not timed."""
     answer: Callable[[Any, Tensor], Tensor]
     needed_ratio: float
+    batch_size: int = 8
+    """Of the recipe to predict with."""
 
 
 METHODS = {
     "marks": Method(small_network, to_unit, lambda module, image: module.probability(image), 0.9),
     "descriptors": Method(
-        describing_network, lambda image: to_unit(resize(image, "short_288")), lambda module, image: module(image), 0.95
+        describing_network,
+        lambda image: to_unit(resize(image, "short_288")),
+        lambda module, image: module(image),
+        0.95,
+        batch_size=16,
     ),
 }
 
@@ -207,11 +213,11 @@ def _in_fresh_process(option: str, folder: Path, *words: str) -> Row:
     return row
 
 
-def _rates(name: str, folder: Path, batch_size: int = 8) -> Row:
+def _rates(name: str, folder: Path) -> Row:
     method = METHODS[name]
     module = method.make()
     with tempfile.TemporaryDirectory() as output:
-        seconds = predict(module, folder, Path(output), batch_size)
+        seconds = predict(module, folder, Path(output), method.batch_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     paths = sorted(folder.iterdir())
     images = [torch.from_numpy(read_image(path)).permute(2, 0, 1) for path in paths]
@@ -219,7 +225,7 @@ def _rates(name: str, folder: Path, batch_size: int = 8) -> Row:
     run_bare(method, module.to(device), tensors[: len(SIZES_HW)])  # kernels are made once for each size
     bare = run_bare(method, module, tensors)
     return {
-        "predict": (len(paths) - batch_size) / seconds,
+        "predict": (len(paths) - method.batch_size) / seconds,
         "bare": len(paths) / bare,
         "device": device.type,
         "threads": torch.get_num_threads(),

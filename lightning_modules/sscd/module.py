@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.base import RANDOM, ProvenanceModule, make_optimizer
 from lightning_modules.exporting import ExportProgram
+from lightning_modules.functional.passes import equal_together, side_by_side
 from lightning_modules.functional.pixels import to_unit
 from lightning_modules.functional.resizing import resize, resized_hw
 
@@ -165,23 +166,27 @@ class SSCDModule(ProvenanceModule):
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         """Return ``records`` and ``descriptors`` of a batch of images of any sizes."""
-        images = [resize(image, self.hparams["resize"]) for image in batch["image"]]
         records = [
             {"path": str(path), "index": int(index)} for path, index in zip(batch["path"], batch["index"], strict=True)
         ]
-        return {"records": records, "images": [], "descriptors": self.describe(images)}
+        return {"records": records, "images": [], "descriptors": self._describe_each(batch["image"])}
 
-    def describe(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """Return descriptors (B, D), float32, of images uint8 or in [0, 1], stacked or of any sizes."""
-        if isinstance(images, Tensor):
-            return self.forward(to_unit(images.to(self.device))).float()
+    def describe(self, images: Tensor) -> Tensor:
+        """Return descriptors (B, D), float32, of images (B, 3, H, W), uint8 or in [0, 1]."""
+        return self.forward(to_unit(images.to(self.device))).float()
+
+    def _describe_each(self, images: Sequence[Tensor]) -> Tensor:
+        """Return descriptors (B, D), float32, of images of any sizes, resized as ``resize`` says."""
+        mode = self.hparams["resize"]
         found = torch.empty(len(images), self.network.dims, device=self.device)
-        by_size: dict[torch.Size, list[int]] = {}
-        for position, image in enumerate(images):
-            by_size.setdefault(image.shape, []).append(position)
-        for positions in by_size.values():
-            alike = torch.stack([images[position] for position in positions])
-            found[positions] = self.forward(to_unit(alike.to(self.device))).float()
+
+        def run(part: list[int]) -> None:
+            with torch.inference_mode():
+                found[part] = self.describe(torch.stack([resize(images[position], mode) for position in part]))
+
+        sizes = {position: resized_hw(*image.shape[-2:], mode) for position, image in enumerate(images)}
+        step = 1 if self.device.type == "cpu" else len(images)  # one by one keeps all cores busy to the end
+        side_by_side(run, equal_together(sizes, step), self.device)
         return found
 
     def export_program(self) -> ExportProgram:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import cv2
@@ -18,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_modules.functional import morphology, regions
+from lightning_modules.functional.passes import equal_together, side_by_side
 from lightning_modules.functional.pixels import to_picture, to_unit
 from lightning_modules.functional.tiling import tile_grid
 
@@ -202,17 +200,11 @@ def _for_each_map(
             for index, result in zip(part, maps, strict=True):
                 finished[index] = finish(index, *result)
 
-    same_size: dict[torch.Size, list[int]] = defaultdict(list)
-    for index, image in enumerate(images):
-        if _one_pass(image, settings):
-            same_size[image.shape].append(index)
-        else:
+    small = {index: tuple(image.shape) for index, image in enumerate(images) if _one_pass(image, settings)}
+    for index in range(len(images)):
+        if index not in small:
             run([index])  # one by one: several at a time would multiply the memory
-    step = settings.tile_batch
-    passes = [part[start : start + step] for part in same_size.values() for start in range(0, len(part), step)]
-    # The largest first: a core that is through then waits for a small one at most.
-    passes.sort(key=lambda part: len(part) * images[part[0]].numel(), reverse=True)
-    _side_by_side(run, passes, device)
+    side_by_side(run, equal_together(small, settings.tile_batch), device)
     return finished
 
 
@@ -224,23 +216,6 @@ def _pass(
         return [_maps(forward, images[0], settings, device)]
     mean, spread = _augmented(forward, to_unit(torch.stack(images).to(device)), settings.tta)
     return [(mean[row].cpu(), None if spread is None else spread[row].cpu()) for row in range(len(images))]
-
-
-def _side_by_side(run: Callable[[list[int]], None], passes: list[list[int]], device: torch.device) -> None:
-    """Run passes, on a CPU a core each: a pass split over cores waits for the slowest at every layer."""
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or min(threads, len(passes)) < 2:
-        for part in passes:
-            run(part)
-        return
-    list(_single_cores(threads).map(run, passes))
-    torch.set_num_threads(threads)  # a thread's own number is also the one of libraries and of threads to come
-
-
-@cache
-def _single_cores(threads: int) -> ThreadPoolExecutor:
-    """Return threads that use a core each; they are kept, since starting one takes milliseconds."""
-    return ThreadPoolExecutor(threads, "pass", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _one_pass(image: Tensor, settings: InferenceSettings) -> bool:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from lightning_modules.functional.resizing import resize
 from lightning_modules.sscd.embedding import embed
 from lightning_modules.sscd.losses import copy_loss
 from lightning_modules.sscd.module import SSCDModule, learning_rate_factor
@@ -91,13 +92,16 @@ def test_parts_keep_no_activations(micro_batch, kept):
 
 def test_images_of_any_sizes_are_described_as_one_by_one():
     torch.manual_seed(0)
-    module = SSCDModule(**SMALL).eval()
-    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((40, 50), (64, 32), (40, 50))]
+    module = SSCDModule(**SMALL, resize="short_32").eval()
+    sizes = ((40, 50), (64, 32), (80, 100), (32, 32), (40, 50))
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    batch = {"image": images, "path": [str(size) for size in sizes], "index": torch.arange(5), "skipped": []}
+    together = module.predict_step(batch, 0)["descriptors"]
     with torch.inference_mode():
-        together = module.describe(images)
         for image, descriptor in zip(images, together, strict=True):
-            torch.testing.assert_close(module(image[None] / 255)[0], descriptor, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+            alone = module(resize(image, "short_32")[None] / 255)[0]
+            torch.testing.assert_close(alone, descriptor, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(5))
 
 
 def test_prediction_returns_a_record_and_a_descriptor_an_image():
