@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickletools
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,8 +166,18 @@ def _decoded(metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def _read_pickle(file: Path) -> dict[str, Any]:
+    # Published checkpoints hold their arguments in a Namespace. It holds values and runs nothing; a value in it of any
+    # class that is not plain is refused as everywhere.
+    with torch.serialization.safe_globals([Namespace]):
+        content = _unpickled(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}: expected a state_dict or a checkpoint")
+    return content
+
+
+def _unpickled(file: Path) -> Any:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     # Bytes that are no checkpoint drive torch's unpickler into errors of any type, and its texts advise unsafe loading.
@@ -179,9 +190,6 @@ def _read_pickle(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} is not a whole weight file ({type(error).__name__}): copy or download it again"
         ) from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}: expected a state_dict or a checkpoint")
-    return content
 
 
 def _forbidden_globals(file: Path) -> list[str]:

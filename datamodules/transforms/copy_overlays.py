@@ -4,7 +4,6 @@ A stamp is made for a whole picture and laid on any part of it: only the pixels 
 the same as if the whole picture had been painted and cut.
 """
 
-import importlib.util
 import pickle
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from datamodules.transforms.fonts import emoji_paths
+from datamodules.transforms.fonts import emoji_files, font_files
 
 Pixels = NDArray[np.uint8]
 
@@ -64,7 +63,7 @@ class Stamp:
 
 def draw_emoji(rng: Generator) -> EmojiOverlay | None:
     """A uniform emoji of 0.1 to 0.5 of the picture, opacity 0.7 to 1; nothing where augly is absent."""
-    paths = _emoji_files()
+    paths = emoji_files()
     if not paths:
         return None
     size, opacity, x, y = rng.uniform((0.1, 0.7, 0, 0), (0.5, 1, 1, 1)).tolist()
@@ -118,7 +117,7 @@ def text_stamp(overlay: TextOverlay, size_wh: tuple[int, int], legacy: bool = Fa
         if fitting == 0 or (legacy and fitting == _LONGEST):
             return None
         return _write(font, overlay.characters[: 1 + int(overlay.length * fitting)], overlay, size_wh)
-    except OSError:
+    except (OSError, RuntimeError):  # a broken file, or a mixture of scripts that the layout engine gives up on
         return None
 
 
@@ -156,10 +155,7 @@ def lay(picture: Pixels, stamp: Stamp, left: int = 0, top: int = 0) -> None:
 @lru_cache(maxsize=1)
 def text_fonts() -> tuple[str, ...]:
     """Every font of augly that has a list of its code points, sorted; empty where augly is absent."""
-    spec = importlib.util.find_spec("augly")  # locates the package without its slow import
-    folders = [Path(folder) / "assets" / "fonts" for folder in (spec.submodule_search_locations or ())] if spec else []
-    files = (path for folder in folders for path in folder.rglob("*.ttf") if path.with_suffix(".pkl").is_file())
-    return tuple(sorted(map(str, files)))
+    return tuple(path for path in font_files() if path.endswith(".ttf") and Path(path).with_suffix(".pkl").is_file())
 
 
 _BILINEAR = Image.Resampling.BILINEAR
@@ -174,11 +170,6 @@ def _write(font: ImageFont.FreeTypeFont, text: str, overlay: TextOverlay, size_w
     # The fraction of a pixel moves the ink, the rest only the stamp.
     ImageDraw.Draw(layer).text((before + x % 1, y % 1), text, fill=ink, font=font)
     return Stamp(layer, int(x) - before, int(y))
-
-
-@lru_cache(maxsize=1)
-def _emoji_files() -> tuple[str, ...]:
-    return tuple(sorted(emoji_paths("train") + emoji_paths("held_out")))
 
 
 @lru_cache(maxsize=1024)  # all of them: 20 kB each
@@ -200,4 +191,5 @@ def _load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
 def _code_points(font: str) -> NDArray[np.int32]:
     with Path(font).with_suffix(".pkl").open("rb") as file:
         points = np.asarray(pickle.load(file), np.int32)  # noqa: S301 (a file of the installed package)
-    return np.setdiff1d(points, [0x0A, 0x0D])  # a line break is no ink, and some fonts fail on it
+    # A break of line or paragraph is no ink, and some fonts and the layout engine fail on it.
+    return np.setdiff1d(points, [0x0A, 0x0D, 0x2029])

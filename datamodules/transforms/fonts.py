@@ -72,7 +72,8 @@ def font_family(path: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _font_files() -> tuple[str, ...]:
+def font_files() -> tuple[str, ...]:
+    """Every font file of augly, sorted; empty where augly is absent."""
     assets = _assets()
     files = (assets / "fonts").rglob("*") if assets else ()
     return tuple(sorted(str(path) for path in files if path.suffix.lower() in (".ttf", ".otf")))
@@ -101,7 +102,7 @@ def draws(path: str, text: str) -> bool:
 @lru_cache(maxsize=1)
 def available_fonts() -> tuple[str, ...]:
     """Every path returned loads in Pillow and draws basic Latin; sorted, never empty."""
-    files = (path for path in _font_files() if Path(path).stem not in _NOT_LETTERS)
+    files = (path for path in font_files() if Path(path).stem not in _NOT_LETTERS)
     return tuple(path for path in files if draws(path, _BASIC_LATIN)) or (BUILT_IN,)
 
 
@@ -115,7 +116,7 @@ def font_split(split: Split) -> tuple[str, ...]:
 @lru_cache(maxsize=2)
 def script_fonts(split: Split) -> tuple[str, ...]:
     """Font files of one split that are made for more than Latin, to be asked with `font_scripts`."""
-    noto = (path for path in _font_files() if font_family(path).startswith("Noto"))
+    noto = (path for path in font_files() if font_family(path).startswith("Noto"))
     return tuple(path for path in noto if _in_split(font_family(path), split))
 
 
@@ -131,7 +132,7 @@ def icon_fonts(split: Split) -> tuple[tuple[str, int, int], ...]:
     """Fonts of pictures in one split, with the first and last code point of their pictures."""
     return tuple(
         (path, first, last)
-        for path in _font_files()
+        for path in font_files()
         for of_split, first, last in [_ICON_FONTS.get(Path(path).stem, ("", 0, 0))]
         if of_split == split
     )
@@ -150,12 +151,17 @@ def load_font(path: str, size: int) -> AnyFont:
     return _open_font(path, size)
 
 
+@lru_cache(maxsize=1)
+def emoji_files() -> tuple[str, ...]:
+    """Every emoji picture of augly, sorted; empty where augly is absent."""
+    assets = _assets()
+    return tuple(sorted(str(path) for path in (assets / "twemojis").rglob("*.png"))) if assets else ()
+
+
 @lru_cache(maxsize=2)
 def emoji_paths(split: Split) -> tuple[str, ...]:
-    """Emoji pictures of one split, sorted; empty where augly is absent."""
-    assets = _assets()
-    files = sorted((assets / "twemojis").rglob("*.png")) if assets else []
-    return tuple(str(path) for path in files if _in_split(path.name, split))
+    """Emoji pictures of one split, sorted."""
+    return tuple(path for path in emoji_files() if _in_split(Path(path).name, split))
 
 
 @lru_cache(maxsize=256)

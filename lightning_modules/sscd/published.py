@@ -1,17 +1,11 @@
 """The published weight files: their two key layouts, and the architecture that a file's shapes tell."""
 
 import re
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.serialization import add_safe_globals
-
-# The reference's own checkpoints hold their arguments in one. It holds values and runs nothing; a value of any class
-# that is not plain is refused as everywhere.
-add_safe_globals([Namespace])
 
 _TO_TORCHVISION = {
     "backbone.initial_block._module.0.": "backbone.conv1.",

@@ -8,7 +8,6 @@ from datamodules.transforms import copy_operations as operations
 from datamodules.transforms.copy_overlays import (
     EmojiOverlay,
     TextOverlay,
-    _emoji_files,
     _load_font,
     emoji_stamp,
     fitting_length,
@@ -18,6 +17,7 @@ from datamodules.transforms.copy_overlays import (
 )
 from datamodules.transforms.copy_views import ViewSettings, make_view
 from datamodules.transforms.degradations import jpeg_roundtrip
+from datamodules.transforms.fonts import emoji_files
 
 METHOD = "sscd"
 FACTS = "augment_manifest.json"
@@ -44,7 +44,7 @@ def font_named(name):
 
 
 def emoji_named(name):
-    return next(path for path in _emoji_files() if path.endswith("/" + name))
+    return next(path for path in emoji_files() if path.endswith("/" + name))
 
 
 def replay_text(source, case):

@@ -13,6 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 from datamodules.images.procedural import draw_scene
 from datamodules.transforms import copy_operations as operations
 from datamodules.transforms import copy_overlays as overlays
+from datamodules.transforms import fonts
 from datamodules.transforms.copy_views import ViewPlan, ViewSettings, draw_box, draw_plan, make_view, render_view
 from experiments.benchmarks.views import plain_view
 
@@ -143,11 +144,19 @@ def test_text_that_fits_as_a_whole_is_written_unless_legacy():
 def test_every_font_draws_its_code_points_without_an_error():
     rng = np.random.default_rng(0)
     assert len(overlays.text_fonts()) == 364
-    assert len(overlays._emoji_files()) == 872
+    assert len(fonts.emoji_files()) == 872
     for font in overlays.text_fonts():
         points = overlays._code_points(font)
         text = "".join(map(chr, rng.permutation(points)[:60].tolist()))
         overlays._load_font(font, 20).getbbox(text)
+
+
+def test_text_that_the_layout_engine_gives_up_on_is_left_out():
+    font = next(font for font in overlays.text_fonts() if font.endswith("NotoSerifDisplay-Regular.ttf"))
+    assert not {0x0A, 0x0D, 0x2029} & set(overlays._code_points(font).tolist())
+    text = overlays.TextOverlay(font, "A\u2029" + "B" * 98, 0.2, 0.9, (0, 0, 0), 1.0, 0.0, 0.0)
+    assert overlays.text_stamp(text, (400, 400)) is None
+    assert overlays.text_stamp(replace(text, characters="B" * 100), (400, 400)) is not None
 
 
 # --- draws -----------------------------------------------------------------------------------------------------------
