@@ -48,8 +48,8 @@ class PhotoViews(Dataset[Sample]):
 class EditedCopies(Dataset[Sample]):
     """A retrieval task made from photos: references, queries that are edits of some of them or of other photos.
 
-    Positions: first the references, then the queries, then the background. Query number i is an edit of reference i
-    as long as there are references left in `copied`; the others are edits of photos that are no reference.
+    Positions: first the references, then the queries, then the background. The first `copied` queries are edits of the
+    references in turn, the others of photos that are no reference. A photo whose turn comes again gets another edit.
     """
 
     def __init__(
@@ -63,18 +63,21 @@ class EditedCopies(Dataset[Sample]):
         seed: int,
         stream: int,
     ) -> None:
-        needed = references + (queries - copied) + background
-        if copied > min(references, queries):
+        if copied > queries or (copied and not references):
             raise ValueError(f"{copied} queries cannot be copies of {references} references in {queries} queries")
-        if needed > len(photos):
+        sourceless = queries - copied
+        # Where photos are few, those that are no reference are edited several times, too.
+        left = len(photos) - references - background
+        if left < (sourceless > 0):
             raise ValueError(
-                f"a task of {references} references, {queries - copied} queries without source and {background} "
-                f"background pictures needs {needed} photos, but its split has {len(photos)}: name more photos or "
-                "lower data.references, data.queries, data.background"
+                f"a task of {references} references, {background} background pictures and {sourceless} queries without "
+                f"source needs more photos than the {len(photos)} of its split: name more photos or lower "
+                "data.references, data.queries, data.background"
             )
         self.photos = photos
         self.counts = (references, queries, background)
         self.copied = copied
+        self.strangers = min(sourceless, left)
         self.mode = mode
         self.seed = seed
         self.stream = stream
@@ -96,8 +99,10 @@ class EditedCopies(Dataset[Sample]):
         return {"image": image, "index": key.index, "path": path, "role": role}
 
     def kind_of(self, query: int) -> str:
-        """Return which edit a query got; every kind comes equally often, with and without source."""
-        return self.kinds[query % len(self.kinds)]
+        """Return which edit a query got; every kind comes about equally often, with and without source."""
+        turn = self._turn_of(query)[1]
+        first = query - turn * (self.counts[0] if query < self.copied else self.strangers)
+        return self.kinds[(first + turn) % len(self.kinds)]
 
     def role_of(self, index: int) -> tuple[int, int]:
         """Return the role of a position and its number among those of that role."""
@@ -116,32 +121,42 @@ class EditedCopies(Dataset[Sample]):
             groups[kind].append(references + query)
             groups[kind.split("/")[0]].append(references + query)
         number = np.arange(self.copied, dtype=np.int64)
+        source = number % max(1, references)
         names = [f"R{i:06d}" for i in range(references)]
         names += [f"Q{i:05d}" for i in range(queries)]
         names += [f"T{i:06d}" for i in range(background)]
         return RetrievalTask(
             names=names,
             role=np.repeat(np.arange(3, dtype=np.int8), self.counts),
-            pairs=np.stack([references + number, number], axis=1),
+            pairs=np.stack([references + number, source], axis=1),
             groups={name: np.array(sorted(set(members)), np.int64) for name, members in sorted(groups.items())},
         )
 
     def _photo_of(self, role: int, number: int) -> int:
         """Return which photo stands at a role's number: references, then sourceless queries, then background."""
-        references, queries, _ = self.counts
-        if role == REFERENCE or (role == QUERY and number < self.copied):
+        references = self.counts[0]
+        if role == REFERENCE:
             return number
         if role == QUERY:
-            return references + number - self.copied
-        return references + queries - self.copied + number
+            return self._turn_of(number)[0]
+        return references + self.strangers + number
+
+    def _turn_of(self, query: int) -> tuple[int, int]:
+        """Return which photo a query is made of, and how many queries of its kind were before."""
+        if query < self.copied:
+            turn, photo = divmod(query, self.counts[0])
+            return photo, turn
+        turn, stranger = divmod(query - self.copied, self.strangers)
+        return self.counts[0] + stranger, turn
 
     def _unrelated(self, query: int) -> int | None:
         """Return a photo to lay a query over, one that nobody looks for: of the background, or a sourceless query's."""
-        _, queries, background = self.counts
+        background = self.counts[2]
         if background:
             return self._photo_of(BACKGROUND, query % background)
-        sourceless = [number for number in range(self.copied, queries) if number != query]
-        return self._photo_of(QUERY, sourceless[query % len(sourceless)]) if sourceless else None
+        own = self._photo_of(QUERY, query)
+        others = [photo for photo in range(self.counts[0], self.counts[0] + self.strangers) if photo != own]
+        return others[query % len(others)] if others else None
 
 
 class DiscDataModule(ProvenanceDataModule):
@@ -157,7 +172,8 @@ class DiscDataModule(ProvenanceDataModule):
         views: The pipeline of training views: `simclr`, `blur` or `advanced`, and its settings.
         train_samples: Photos an epoch; None means all.
         references: Pictures to be found, of each evaluation split.
-        queries: Edited pictures to look for, of which `copied` have a reference.
+        queries: Edited pictures to look for, of which `copied` have a reference. A photo is edited several times, each
+            time in another way, where there are more queries than photos for them.
         copied: Queries with a reference; None means half of them.
         background: Pictures of each evaluation split that are neither: for score normalisation and whitening.
         eval_resize: How evaluated pictures are resized: `short_288`, `skew_320`, `long_800`.

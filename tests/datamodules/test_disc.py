@@ -102,10 +102,25 @@ def test_splits_share_no_photo_and_seeds_make_no_difference_to_tasks() -> None:
 
 
 def test_too_few_photos_say_how_many_are_needed() -> None:
-    with pytest.raises(ValueError, match=r"needs 300 \S*.*has 40.*lower data.references"):
+    with pytest.raises(ValueError, match=r"200 references.*needs more photos than the 40 .*lower data.references"):
         drawn(references=200, queries=100, copied=0, background=0).setup("test")
+    with pytest.raises(ValueError, match="3 queries without source needs more photos than the 40"):
+        drawn(references=35, queries=10, copied=7, background=5).setup("test")
     with pytest.raises(ValueError, match="13 queries cannot be copies of 12"):
-        drawn(copied=13).setup("test")
+        drawn(copied=13, queries=12).setup("test")
+
+
+def test_few_photos_are_each_edited_in_many_ways() -> None:
+    ways = len(EDITS)
+    data = drawn(references=3, queries=5 * ways, copied=3 * ways, background=35)
+    data.setup("test")
+    task, copies = data.retrieval_task("test"), data.datasets["test"]
+    path = [copies[SampleKey(0, i)]["path"] for i in range(len(copies))]
+    assert all(path[query] == path[reference] for query, reference in task.pairs.tolist())
+    queries = np.flatnonzero(task.role == QUERY)
+    got = {(path[query], copies.kind_of(number)) for number, query in enumerate(queries.tolist())}
+    assert len(got) == 5 * ways  # five photos, every way once each
+    assert not {path[query] for query in queries[3 * ways :]} & {path[reference] for reference in range(3)}
 
 
 def test_pictures_of_several_sizes_share_a_batch() -> None:
