@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from callbacks.descriptor_store import DescriptorWriter, Indices, StoredDescriptors
 from callbacks.evaluation import Stage, StageEvaluation, log_everywhere
-from callbacks.metrics.bootstrap import Statistic, bootstrap_intervals, value_of
+from callbacks.metrics.bootstrap import Statistic, bootstrap_draws, interval_of, value_of
 from callbacks.metrics.copy_rankings import Ranking, SearchSettings, at_indices, rank_copies
 from callbacks.results import Result
 from lightning_modules.functional.challenge_files import (
@@ -239,10 +239,11 @@ def _task_of(trainer: Trainer, stage: Stage, owner: object) -> Task:
 def _results_of(rows: Sequence[Row], samples: int, resamples: int, seed: int) -> list[Result]:
     results = []
     for row in rows:
-        intervals = bootstrap_intervals(row.statistics, samples, resamples, seed)
+        draws = bootstrap_draws(row.statistics, samples, resamples, seed)
         for name, statistic in row.statistics.items():
             value = value_of(statistic, samples) if samples else float("nan")
-            results.append(Result(*_named(name, row.ranking), value, *intervals[name], statistic.n))
+            interval = interval_of(draws[name])
+            results.append(Result(*_named(name, row.ranking), value, *interval, statistic.n, draws[name]))
         nothing = float("nan")
         results += [
             Result(*_named(name, row.ranking), value, nothing, nothing, n) for name, (value, n) in row.constants.items()

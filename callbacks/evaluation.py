@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from torch import Tensor
 
-from callbacks.metrics.bootstrap import Statistic, bootstrap_intervals, value_of
+from callbacks.metrics.bootstrap import Statistic, bootstrap_draws, interval_of, value_of
 from callbacks.metrics.sample_table import SampleTable, Table
 from callbacks.results import COLUMNS, Provenance, Result, as_terminal_table, rows_of, save_results
 
@@ -201,9 +201,10 @@ class EvaluationCallback(StageEvaluation):
         log_dir = trainer.log_dir  # talks to all ranks: never behind a rank test
         if stage not in self.stages or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        intervals = bootstrap_intervals(statistics, samples, self.resamples, self.bootstrap_seed)
+        draws = bootstrap_draws(statistics, samples, self.resamples, self.bootstrap_seed)
         self.results = [
-            Result(*_split(name), values[name], *intervals[name], statistics[name].n) for name in statistics
+            Result(*_split(name), values[name], *interval_of(draws[name]), statistic.n, draws[name])
+            for name, statistic in statistics.items()
         ]
         self._publish(stage, trainer, pl_module, log_dir)
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table as RichTable
 
 
@@ -24,6 +26,7 @@ class Result:
         low: Lower end of the 95 % interval.
         high: Upper end of the 95 % interval.
         n: Number of samples the value rests on.
+        draws: The metric on each resampled data set; none where it is not resampled.
     """
 
     metric: str
@@ -32,6 +35,12 @@ class Result:
     low: float
     high: float
     n: int
+    draws: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def row(self) -> dict[str, str | float | int]:
+        """What a line of a file says of it."""
+        return {name: getattr(self, name) for name in COLUMNS[:6]}
 
 
 @dataclass(frozen=True)
@@ -67,23 +76,27 @@ COLUMNS = ("metric", "group", "value", "low", "high", "n", "stage", "seed", "con
 def rows_of(results: Sequence[Result], provenance: Provenance) -> list[list[object]]:
     """Rows under `COLUMNS`, each complete in itself."""
     tail = (provenance.stage, provenance.seed, provenance.config_sha256, provenance.checkpoint)
-    return [[*dataclasses.astuple(result), *tail] for result in results]
+    return [[*result.row.values(), *tail] for result in results]
 
 
 def save_results(results: Sequence[Result], provenance: Provenance, folder: Path, stem: str = "results") -> list[Path]:
-    """Writes `stem`.csv, .json and .md into the folder, each whole or not at all, and returns their paths."""
-    texts = {
-        "csv": _as_csv(results, provenance),
-        "json": _as_json(results, provenance),
-        "md": as_markdown(results, provenance),
+    """Writes `stem`.csv, .json, .md and .npz into the folder, each whole or not at all, and returns their paths.
+
+    The last holds every metric on every resampled data set, by which `sealmark compare` pairs two runs.
+    """
+    contents = {
+        "csv": _as_csv(results, provenance).encode(),
+        "json": _as_json(results, provenance).encode(),
+        "md": as_markdown(results, provenance).encode(),
+        "npz": _draws_of(results),
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for suffix, text in texts.items():
+    for suffix, content in contents.items():
         path = folder / f"{stem}.{suffix}"
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -131,10 +144,18 @@ def _as_csv(results: Sequence[Result], provenance: Provenance) -> str:
 def _as_json(results: Sequence[Result], provenance: Provenance) -> str:
     rows = [
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-        for row in map(dataclasses.asdict, results)
+        for row in (result.row for result in results)
     ]
     document = {"provenance": dataclasses.asdict(provenance), "results": rows}
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _draws_of(results: Sequence[Result]) -> bytes:
+    drawn = {f"{r.metric}/{r.group}".rstrip("/"): r.draws for r in results if r.draws is not None and len(r.draws)}
+    stream = io.BytesIO()
+    draws = np.stack(list(drawn.values())) if drawn else np.empty((0, 0))
+    np.savez_compressed(stream, names=np.array(list(drawn), dtype=np.str_), draws=draws.astype(np.float32))
+    return stream.getvalue()
 
 
 def _caption(provenance: Provenance) -> str:

@@ -11,6 +11,7 @@ TOOLS = {
     "export": "experiments.export:export",
     "prepare": "experiments.prepare:PREPARATIONS",
     "index": "experiments.index:COMMANDS",
+    "compare": "experiments.compare:compare",
 }
 PREDICT_CONFIG = Path(__file__).parents[1] / "configs" / "watermark_segmentation" / "predict.yaml"
 USAGE = """usage: sealmark COMMAND [--config FILE ...] [--key value ...]
@@ -24,6 +25,7 @@ Train, evaluate, run and export methods of image provenance.
   export     write one self-contained file (torchscript, onnx, pt2) and check it
   prepare    prepare data: write a manifest of a folder of images, or drawn images as files
   index      find copies: build, add to, search or calibrate an index of descriptors
+  compare    two test runs on the same data: differences with paired intervals
 
   -h, --help   this text; `sealmark COMMAND --help` for a command's own
   --version    the version

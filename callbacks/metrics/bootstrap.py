@@ -84,8 +84,16 @@ def bootstrap_intervals(
         seed: Seed of the resampling.
         level: Probability between the two ends.
     """
+    drawn = bootstrap_draws(statistics, samples, resamples, seed)
+    return {name: interval_of(values, level) for name, values in drawn.items()}
+
+
+def bootstrap_draws(
+    statistics: Mapping[str, Statistic], samples: int, resamples: int = 1000, seed: int = 0
+) -> dict[str, Floats]:
+    """Each statistic on every resampled data set; equal numbers and seed give equal data sets, whatever the table."""
     if samples == 0 or resamples == 0:
-        return dict.fromkeys(statistics, (float("nan"), float("nan")))
+        return {name: np.empty(0) for name in statistics}
     rng = np.random.default_rng(seed)
     draws: dict[str, list[Floats]] = {name: [] for name in statistics}
     block = max(1, _BLOCK_CELLS // samples)
@@ -93,8 +101,18 @@ def bootstrap_intervals(
         weights = _resample_weights(rng, min(block, resamples - start), samples)
         for name, statistic in statistics.items():
             draws[name].append(statistic(weights))
+    return {name: np.concatenate(values) for name, values in draws.items()}
+
+
+def interval_of(draws: Floats, level: float = 0.95) -> tuple[float, float]:
+    """Ends of the middle part of the draws that are numbers; NaN where there are none."""
+    if not len(draws):
+        return float("nan"), float("nan")
     tail = (1.0 - level) / 2.0
-    return {name: _quantiles(np.concatenate(values), tail) for name, values in draws.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)  # no sample of the group: NaN is the answer
+        low, high = np.nanquantile(draws, [tail, 1.0 - tail])
+    return float(low), float(high)
 
 
 def _resample_weights(rng: np.random.Generator, rows: int, samples: int) -> Floats:
@@ -106,10 +124,3 @@ def _weighted_sum(weights: Floats, values: Floats) -> Floats:
     # einsum without optimize never calls BLAS, whose result depends on the number of threads.
     total: Floats = np.einsum("rn,n->r", weights, values, optimize=False)
     return total
-
-
-def _quantiles(values: Floats, tail: float) -> tuple[float, float]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)  # no sample of the group: NaN is the answer
-        low, high = np.nanquantile(values, [tail, 1.0 - tail])
-    return float(low), float(high)

@@ -14,7 +14,7 @@ PROVENANCE = Provenance("test", 7, "ab" * 32, "runs/x/last.ckpt", 3, 120, 1000, 
 
 def test_files_hold_every_number(tmp_path):
     paths = save_results(RESULTS, PROVENANCE, tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == ["results.csv", "results.json", "results.md"]
+    assert [path.name for path in paths] == ["results.csv", "results.json", "results.md", "results.npz"]
     rows = list(csv.DictReader(paths[0].open()))
     assert tuple(rows[0]) == COLUMNS
     assert [float(row["value"]) for row in rows] == [0.123456789, 0.5]
@@ -61,7 +61,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_results(RESULTS, PROVENANCE, tmp_path)
     assert (tmp_path / "results.csv").read_text() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.csv", "results.json", "results.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.csv", "results.json", "results.md", "results.npz"]
 
 
 def test_the_terminal_table_has_a_row_for_each_result():
