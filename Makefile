@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 GOLDENS ?= tests/goldens
+METHOD ?= watermark_segmentation
 
 .PHONY: help install quickstart test test-slow lint docs format bench clean
 
@@ -29,8 +30,8 @@ else
 endif
 	@touch $@
 
-quickstart: install  ## train, test and predict on embedded data, ending with a picture and a table
-	$(BIN)/python -m experiments.watermark_segmentation.quickstart
+quickstart: install  ## train, test and predict on embedded data, ending with a picture and a table; or METHOD=sscd
+	$(BIN)/python -m experiments.$(METHOD).quickstart
 
 test: install  ## the fast suite on every core, with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --cov --cov-report=term:skip-covered --goldens $(GOLDENS)

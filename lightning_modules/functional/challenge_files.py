@@ -116,7 +116,7 @@ def require_h5py() -> Any:
     try:
         return importlib.import_module("h5py")
     except ImportError as error:
-        raise ValueError("descriptor files of the challenge are HDF5: install h5py (`pip install h5py`)") from error
+        raise ValueError("descriptor files of the challenge are HDF5: pip install 'sealmark[disc]'") from error
 
 
 def _texts(ids: Any) -> list[str]:

@@ -184,7 +184,7 @@ class SSCDModule(ProvenanceModule):
             with torch.inference_mode():
                 found[part] = self.describe(torch.stack([resize(images[position], mode) for position in part]))
 
-        sizes = {position: resized_hw(*image.shape[-2:], mode) for position, image in enumerate(images)}
+        sizes = {position: resized_hw(image.shape[-2], image.shape[-1], mode) for position, image in enumerate(images)}
         step = 1 if self.device.type == "cpu" else len(images)  # one by one keeps all cores busy to the end
         side_by_side(run, equal_together(sizes, step), self.device)
         return found

@@ -120,5 +120,5 @@ def test_without_h5py_one_line_says_what_to_install(monkeypatch, tmp_path):
         raise ImportError(name)
 
     monkeypatch.setattr(challenge_files.importlib, "import_module", absent)
-    with pytest.raises(ValueError, match=r"pip install h5py"):
+    with pytest.raises(ValueError, match=r"pip install 'sealmark\[disc\]'"):
         read_descriptors(tmp_path / "d.h5")
