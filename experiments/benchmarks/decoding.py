@@ -25,6 +25,7 @@ from PIL import Image
 
 from datamodules.images.decoding import read_resized
 from datamodules.images.listing import ImageListing
+from experiments.benchmarks.photos import write_photos
 
 SIZE_HW = (2000, 3000)
 TARGET_SIZE = 512
@@ -39,7 +40,7 @@ def measure_decoding(files: int = 12, repeats: int = 5) -> Row:
     times: dict[str, list[float]] = {"ours": [], "pillow": []}
     sides: dict[str, Callable[[str], object]] = {"ours": _read_ours, "pillow": _read_pillow}
     with tempfile.TemporaryDirectory() as folder:
-        paths = _write_photos(Path(folder), files)
+        paths = write_photos(Path(folder), files, SIZE_HW)
         for side in sides.values():
             side(paths[0])
         for _ in range(repeats):
@@ -99,25 +100,6 @@ def _seconds(side: Callable[[str], object], path: str) -> float:
     start = time.process_time()
     side(path)
     return time.process_time() - start
-
-
-def _write_photos(folder: Path, files: int) -> list[str]:
-    paths = [str(folder / f"{number:02}.jpg") for number in range(files)]
-    for number, path in enumerate(paths):
-        photo = Image.fromarray(_photo_like(np.random.default_rng(number)))
-        photo.save(path, "JPEG", quality=90, subsampling="4:2:0")
-    return paths
-
-
-def _photo_like(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Octaves of noise and grain, so that a file has a photograph's 0.35 bytes a pixel to decode."""
-    height, width = SIZE_HW
-    total = np.full((height, width, 3), 118, np.float32)
-    for cells in (2, 8, 32, 128, 512):
-        noise = rng.normal(0, 60 / cells**0.35, (2 * cells, 3 * cells, 3)).astype(np.float32)
-        total += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    total += rng.normal(0, 6, (height, width, 1)).astype(np.float32)
-    return np.clip(total, 0, 255).astype(np.uint8)
 
 
 def _listing_growth(count: int) -> Row:

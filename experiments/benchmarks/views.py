@@ -31,6 +31,7 @@ from datamodules.images.decoding import read_image
 from datamodules.images.randomness import sample_rng
 from datamodules.transforms.copy_overlays import EmojiOverlay, TextOverlay
 from datamodules.transforms.copy_views import ViewPlan, ViewSettings, draw_plan, make_view
+from experiments.benchmarks.photos import write_photos
 
 SIZE_HW = (768, 1024)
 VIEWS = 2
@@ -47,7 +48,7 @@ def measure_views(files: int = 10, repeats: int = 40, pipeline: str = "advanced"
     sides: dict[str, Callable[[str, ViewSettings, int], object]] = {"ours": views_ours, "plain": views_plain}
     times: dict[str, list[float]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
-        paths = _write_photos(Path(folder), files)
+        paths = write_photos(Path(folder), files, SIZE_HW, grain=4.5)
         _warm_up(paths[0], settings)
         for repeat in range(repeats):
             for number, path in enumerate(paths):
@@ -165,25 +166,6 @@ def _seconds(side: Callable[[str, ViewSettings, int], object], path: str, settin
     start = time.process_time()
     side(path, settings, draw)
     return time.process_time() - start
-
-
-def _write_photos(folder: Path, files: int) -> list[str]:
-    paths = [str(folder / f"{number:02}.jpg") for number in range(files)]
-    for number, path in enumerate(paths):
-        photo = Image.fromarray(_photo_like(np.random.default_rng(number)))
-        photo.save(path, "JPEG", quality=90, subsampling="4:2:0")
-    return paths
-
-
-def _photo_like(rng: np.random.Generator) -> Pixels:
-    """Octaves of noise and grain, so that a file has a photograph's share of bytes to decode."""
-    height, width = SIZE_HW
-    total = np.full((height, width, 3), 118, np.float32)
-    for cells in (2, 8, 32, 128, 512):
-        noise = rng.normal(0, 60 / cells**0.35, (3 * cells, 4 * cells, 3)).astype(np.float32)
-        total += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    total += rng.normal(0, 4.5, (height, width, 1)).astype(np.float32)
-    return np.clip(total, 0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":
