@@ -54,7 +54,7 @@ def test_fonts_of_scripts_and_pictures_are_split_too():
 
 @needs_augly
 def test_scripts_are_those_that_a_font_draws():
-    thai = next(path for path in fonts._font_files() if path.endswith("NotoSansThai-Regular.ttf"))
+    thai = next(path for path in fonts.font_files() if path.endswith("NotoSansThai-Regular.ttf"))
     assert [letters[0] for letters in fonts.font_scripts(thai)] == ["ก"]
     assert fonts.draws(thai, "ก")
     assert not fonts.draws(thai, "Д")
@@ -74,7 +74,14 @@ def test_no_emoji_is_in_both_splits():
 
 
 def test_without_augly_pillow_draws_and_there_are_no_emoji(monkeypatch):
-    cached = (fonts._assets, fonts._font_files, fonts.available_fonts, fonts.font_split, fonts.emoji_paths)
+    cached = (
+        fonts._assets,
+        fonts.font_files,
+        fonts.available_fonts,
+        fonts.font_split,
+        fonts.emoji_files,
+        fonts.emoji_paths,
+    )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for function in cached:
         function.cache_clear()
