@@ -70,6 +70,7 @@ class Provenance:
     settings: Mapping[str, float | str] = field(default_factory=dict)
 
 
+TERMINAL_ROWS = 60
 COLUMNS = ("metric", "group", "value", "low", "high", "n", "stage", "seed", "config_sha256", "checkpoint")
 
 
@@ -121,12 +122,15 @@ def as_markdown(results: Sequence[Result], provenance: Provenance) -> str:
 
 
 def as_terminal_table(results: Sequence[Result], provenance: Provenance) -> RichTable:
-    """A table for the terminal, narrow enough for 80 columns."""
-    table = RichTable(title=f"{provenance.stage} results", caption=_caption(provenance), title_justify="left")
+    """A table for the terminal, narrow enough for 80 columns; of very many results those of all samples come first."""
+    chosen = sorted(range(len(results)), key=lambda place: results[place].group != "")[:TERMINAL_ROWS]
+    left_out = len(results) - len(chosen)
+    caption = _caption(provenance) + (f"; {left_out} more results are in the files" if left_out else "")
+    table = RichTable(title=f"{provenance.stage} results", caption=caption, title_justify="left")
     table.add_column("metric", overflow="fold")
     for name in ("value", "95 % interval", "n"):
         table.add_column(name, justify="right", no_wrap=True)
-    for result in results:
+    for result in (results[place] for place in sorted(chosen)):
         name = f"{result.metric}/{result.group}" if result.group else result.metric
         interval = f"{_number(result.low)} – {_number(result.high)}"
         table.add_row(name, _number(result.value), interval, str(result.n))

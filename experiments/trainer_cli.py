@@ -57,6 +57,13 @@ class SealmarkCLI(LightningCLI):
         """Add where predictions go; nothing is linked, so no flag is overridden behind the user's back."""
         parser.add_lightning_class_args(PredictionWriter, "predictions")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Leave Lightning's table out of tests: ours has intervals, and a hundred lines twice hide what was found."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.set_defaults(verbose=False)
+        return parser
+
     def before_instantiate_classes(self) -> None:
         """Unpickle no checkpoint, whatever the config says, and never wait for an account of a tracker."""
         config = self.config[self.subcommand]

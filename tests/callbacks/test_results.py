@@ -66,3 +66,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
 
 def test_the_terminal_table_has_a_row_for_each_result():
     assert as_terminal_table(RESULTS, PROVENANCE).row_count == 2
+    many = [Result("tpr", f"group {n}", 0.5, 0.4, 0.6, 9) for n in range(100)] + RESULTS
+    table = as_terminal_table(many, PROVENANCE)
+    assert table.row_count == 60
+    names = list(table.columns[0].cells)
+    assert names[0] == "tpr/group 0"
+    assert names[-1] == "iou_image"  # figures of all samples are never left out
+    assert "42 more results are in the files" in str(table.caption)
