@@ -11,6 +11,8 @@ from PIL import Image
 from datamodules.images.errors import UnreadableImageError
 from datamodules.images.randomness import sample_rng
 from datamodules.images.sources import open_images
+from experiments.cache_spectra import spectra
+from experiments.prepare_masksim import masksim
 
 
 def manifest(images: str, output: Path) -> None:
@@ -64,4 +66,4 @@ def drawn(output: Path, count: int = 100, size: int = 512, what: Literal["scenes
     print(f"{output}: {count} {what}")
 
 
-PREPARATIONS = {"manifest": manifest, "drawn": drawn}
+PREPARATIONS = {"manifest": manifest, "drawn": drawn, "masksim": masksim, "spectra": spectra}
