@@ -23,7 +23,7 @@ Train, evaluate, run and export methods of image provenance.
   test       score its test split:   sealmark test --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
   predict    run on your images:     sealmark predict --data.paths FOLDER
   export     write one self-contained file (torchscript, onnx, pt2) and check it
-  prepare    prepare data: write a manifest of a folder of images, or drawn images as files
+  prepare    prepare data: manifests, drawn images as files, test sets and cached spectra
   index      find copies: build, add to, search or calibrate an index of descriptors
   compare    two test runs on the same data: differences with paired intervals
 

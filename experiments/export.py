@@ -82,7 +82,7 @@ def load_module(path: Path, class_path: str | None = None, hparams: dict[str, An
     named = stored.pop("_class_path", None) or metadata.get("class_path")
     cls = _module_class(class_path or named, path)
     # What the file holds replaces any weights that training started from.
-    arguments = stored | {"weights": None, "encoder_weights": None} | (hparams or {})
+    arguments = stored | dict.fromkeys(("weights", "encoder_weights", "denoiser_weights")) | (hparams or {})
     known = inspect.signature(cls).parameters
     unknown = sorted(set(hparams or {}) - set(known))
     if unknown:

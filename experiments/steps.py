@@ -1,10 +1,14 @@
-"""Commands of `sealmark` as steps of a quickstart: printed, then run in this process."""
+"""Commands of `sealmark` as steps of a quickstart: printed, then run in this process; and what they found."""
 
+import csv
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.trainer_cli import SealmarkCLI, run
+
+Results = Mapping[tuple[str, str], tuple[float, float, float]]
 
 
 def run_step(*words: str) -> SealmarkCLI:
@@ -18,3 +22,17 @@ def log_dir(cli: SealmarkCLI) -> Path:
     """Return the folder of a finished run."""
     assert cli.trainer.log_dir is not None
     return Path(cli.trainer.log_dir)
+
+
+def read_results(folder: Path) -> Results:
+    """Return value, lower and upper end of each metric and group that a run of `sealmark test` left."""
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        return {
+            (row["metric"], row["group"]): (float(row["value"]), float(row["low"]), float(row["high"]))
+            for row in csv.DictReader(file)
+        }
+
+
+def shown(figure: tuple[float, float, float] | None) -> str:
+    """Return a figure with its interval, as a cell of a table."""
+    return "not measured" if figure is None else f"{figure[0]:.3f} ({figure[1]:.3f} to {figure[2]:.3f})"

@@ -24,7 +24,13 @@ SMALL = {
         *("--model.decoder_channels", "[16,12,8,8,4]", "--model.weights", "null"),
     ),
     "sscd": ("--model.backbone", "resnet18", "--model.dims", "8", "--model.resize", "short_32"),
+    "masksim": ("--model.generators", "[shuffle,grid8]", "--model.img_size", "32", "--model.preprocess", "identity"),
 }
+SPECTRA = (
+    *("--data.root", "null", "--data.real", "procedural://4000?size=48", "--data.window", "32"),
+    *("--data.generators", "{shuffle: 'toy://shuffle?count=4000&size=48', grid8: 'toy://grid8?count=4000&size=48'}"),
+    *("--data.val_samples", "4", "--data.test_samples", "4", "--data.train_samples", "64", "--data.batch_size", "4"),
+)
 ONE_PROCESS = (
     *("--trainer.num_nodes", "1", "--trainer.strategy", "auto", "--trainer.sync_batchnorm", "false"),
     *("--trainer.precision", "32-true"),
@@ -61,6 +67,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     if params.get("recipe", Path()).stem.startswith("copydays"):
         _write_copydays(tmp_path / "data", rng)
+    if params.get("recipe", Path()).stem == "head_from_cache":
+        _write_spectra(tmp_path / "data" / "spectra", params["recipe"])
     return tmp_path
 
 
@@ -89,6 +97,25 @@ def _write_copydays(data: Path, rng: np.random.Generator) -> None:
     (data / "copydays_distractors" / "0.jpg").hardlink_to(data / "one.jpg")
 
 
+def _write_spectra(cache: Path, recipe: Path) -> None:
+    """The cache that the recipe says to make first."""
+    from experiments.cache_spectra import spectra
+
+    init = {"generators": ["shuffle", "grid8"], "img_size": 32, "preprocess": "identity"}
+    real, toys = "procedural://4000?size=48", {name: f"toy://{name}?count=4000&size=48" for name in init["generators"]}
+    samples = {"val_samples": 4, "test_samples": 4, "num_workers": 0}
+    content = {
+        "model": {"class_path": "lightning_modules.masksim.module.MaskSimModule", "init_args": init},
+        "data": {
+            "class_path": "datamodules.compressed_spectra.CompressedSpectraDataModule",
+            "init_args": {"real": real, "generators": toys, "window": 32, **samples},
+        },
+    }
+    cache.parent.mkdir(exist_ok=True)
+    (cache.parent / "cached.yaml").write_text(yaml.safe_dump(content))
+    spectra(cache.parent / "cached.yaml", cache, train_pictures=12)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     from experiments.cli import main
 
@@ -100,9 +127,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 
 def command_of(recipe: Path) -> str:
-    if recipe.stem == "predict":
-        return "predict"
-    return "test" if recipe.stem.endswith("_eval") else "fit"
+    known = {"predict": "predict", "calibrate": "validate", "evaluate": "test"}
+    return "test" if recipe.stem.endswith("_eval") else known.get(recipe.stem, "fit")
 
 
 def smallest(recipe: Path) -> list[str]:
@@ -110,7 +136,11 @@ def smallest(recipe: Path) -> list[str]:
     text = yaml.safe_load(recipe.read_text())
     data = text["data"]["class_path"]
     words = ["--config", str(recipe), "--config", str(CONFIGS / "env" / "smoke.yaml")]
-    words += [*SMALL.get(recipe.parent.name, ()), *ONE_PROCESS]
+    if text["model"]["class_path"].endswith("DenoiserModule"):
+        words += ["--model.depth", "3", "--model.width", "4"]
+    else:
+        words += SMALL.get(recipe.parent.name, ())
+    words += ONE_PROCESS
     if "size" in text["data"].get("init_args", {}):
         words += ["--data.size", "32"]
     if data.endswith("WatermarkCompositingDataModule"):
@@ -124,6 +154,12 @@ def smallest(recipe: Path) -> list[str]:
     if data.endswith("CopydaysDataModule"):
         # Whitening to 512 axes needs more background than that.
         words += ["--model.dims", "512", "--data.background", "procedural://520?size=32"]
+    if data.endswith("CompressedSpectraDataModule"):
+        words += SPECTRA
+    if data.endswith("SpectraCacheDataModule"):
+        words += ["--data.cache", "data/spectra", "--data.batch_size", "4"]
+    if recipe.stem == "calibrate":
+        words += ["--data.calibration", "data/photos"]
     if recipe.stem == "predict":
         words += ["--data.paths", "data/photos"]
     return words
@@ -155,7 +191,20 @@ def small_watermark_weights(folder: Path) -> str:
     return str(folder / "small.safetensors")
 
 
-SMALL_WEIGHTS = {"watermark_segmentation": small_watermark_weights, "sscd": lambda folder: "random"}
+def small_masksim_weights(folder: Path) -> str:
+    from lightning_modules.masksim.module import MaskSimModule
+    from lightning_modules.weights import save_weights
+
+    module = MaskSimModule(generators=["shuffle", "grid8"], img_size=32, preprocess="identity", shared_trunk=False)
+    save_weights(module, folder / "small.safetensors", {})
+    return str(folder / "small.safetensors")
+
+
+SMALL_WEIGHTS = {
+    "watermark_segmentation": small_watermark_weights,
+    "sscd": lambda folder: "random",
+    "masksim": small_masksim_weights,
+}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)

@@ -3,13 +3,12 @@
 Every step is a command of `sealmark`, printed before it runs, so that a newcomer can go on from any of them.
 """
 
-import csv
 import sys
 import time
 from pathlib import Path
 
 from experiments.compare import RunResults, as_markdown, differences
-from experiments.steps import log_dir, run_step
+from experiments.steps import Results, log_dir, read_results, run_step, shown
 
 CONFIG = Path("configs/sscd/quickstart.yaml")
 BASELINES = Path("configs/sscd/baselines")
@@ -36,22 +35,13 @@ def main() -> int:
     return 0
 
 
-def read_results(folder: Path) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """Return value, lower and upper end of each metric and group of a run."""
-    with (folder / "results.csv").open(encoding="utf-8") as file:
-        return {
-            (row["metric"], row["group"]): (float(row["value"]), float(row["low"]), float(row["high"]))
-            for row in csv.DictReader(file)
-        }
-
-
-def as_table(results: dict[str, dict[tuple[str, str], tuple[float, float, float]]]) -> str:
+def as_table(results: dict[str, Results]) -> str:
     """Return a Markdown table: a contender a row, figures with their 95 % intervals."""
     columns = [(metric, "") for metric in METRICS] + [("uAP", group) for group in GROUPS]
     titles = [f"{metric} {group}".strip() for metric, group in columns]
     lines = [f"| descriptors | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name, values in results.items():
-        cells = [_shown(values.get(column)) for column in columns]
+        cells = [shown(values.get(column)) for column in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -64,10 +54,6 @@ def leads(folders: list[Path]) -> str:
     first, *others = (RunResults.read(folder, "results") for folder in folders)
     rows = [row for other in others for row in differences(first, other) if row.name == "uAP"]
     return as_markdown(rows) + "\n"
-
-
-def _shown(figure: tuple[float, float, float] | None) -> str:
-    return "not measured" if figure is None else f"{figure[0]:.3f} ({figure[1]:.3f} to {figure[2]:.3f})"
 
 
 if __name__ == "__main__":

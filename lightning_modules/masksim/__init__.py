@@ -1,0 +1,1 @@
+"""MaskSim: generated images found by masked spectra of their noise residual."""
