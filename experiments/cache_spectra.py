@@ -1,4 +1,4 @@
-"""`sealmark prepare spectra`: the spectra of all splits in one file, for training heads without the denoiser."""
+"""The spectra of all splits in one file, for training heads without the denoiser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FROZEN: tuple[Split, ...] = ("val", "test")
 
 
-def spectra(
+def write_spectra(
     recipe: Path,
     output: Path,
     ckpt_path: Path | None = None,
@@ -33,19 +33,7 @@ def spectra(
     train_pictures: int | None = None,
     device: str = "cpu",
 ) -> None:
-    """Write the log spectra of a recipe's pictures as float16, half a plane each, with an index.
-
-    Train on them with `--data datamodules.spectra_cache.SpectraCacheDataModule --data.cache OUTPUT`. Training pictures
-    are augmented as in training, frozen ones give the views that the recipe names. Unreadable files are left out.
-
-    Args:
-        recipe: YAML of a run, whose `data` names the pictures and whose `model` makes the spectra.
-        output: Folder to make.
-        ckpt_path: Checkpoint whose module makes the spectra in place of the recipe's `model`.
-        views: Augmented views of each training picture.
-        train_pictures: Training pictures of each set; None means all.
-        device: Where spectra are made: cpu, cuda, cuda:1.
-    """
+    """Do what `sealmark prepare spectra` says; see `experiments.prepare_spectra`."""
     import torch
 
     if views < 1:

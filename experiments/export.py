@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from experiments.export_formats import FORMATS, ExportFormat
 from lightning_modules.base import ProvenanceModule
@@ -128,13 +129,14 @@ def largest_difference(program: ExportProgram, answer: Callable[[Tensor], Tensor
         size = max(height, program.min_side), max(width, program.min_side)
         # Of 8 bits, as pictures are: between them a network that rounds its input answers by the last digit.
         image = torch.randint(0, 256, (batch, 3, *size), generator=generator) / 255
-        wanted, got = program.network(image), answer(image)
-        if wanted.shape != got.shape:
-            raise ValueError(f"{tuple(image.shape)} gives {tuple(got.shape)} instead of {tuple(wanted.shape)}")
-        difference = float((wanted - got).abs().max())
-        if difference != difference:
-            return difference
-        worst = max(worst, difference)
+        # A file may answer with several tensors, as published ones do.
+        for wanted, got in zip(tree_leaves(program.network(image)), tree_leaves(answer(image)), strict=True):
+            if wanted.shape != got.shape:
+                raise ValueError(f"{tuple(image.shape)} gives {tuple(got.shape)} instead of {tuple(wanted.shape)}")
+            difference = float((wanted - got).abs().max())
+            if difference != difference:
+                return difference
+            worst = max(worst, difference)
     return worst
 
 

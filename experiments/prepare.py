@@ -11,8 +11,9 @@ from PIL import Image
 from datamodules.images.errors import UnreadableImageError
 from datamodules.images.randomness import sample_rng
 from datamodules.images.sources import open_images
-from experiments.cache_spectra import spectra
 from experiments.prepare_masksim import masksim
+from experiments.prepare_sa1b import sa1b
+from experiments.prepare_spectra import spectra
 
 
 def manifest(images: str, output: Path) -> None:
@@ -66,4 +67,4 @@ def drawn(output: Path, count: int = 100, size: int = 512, what: Literal["scenes
     print(f"{output}: {count} {what}")
 
 
-PREPARATIONS = {"manifest": manifest, "drawn": drawn, "masksim": masksim, "spectra": spectra}
+PREPARATIONS = {"manifest": manifest, "drawn": drawn, "masksim": masksim, "sa1b": sa1b, "spectra": spectra}

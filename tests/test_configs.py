@@ -24,6 +24,10 @@ SMALL = {
         *("--model.decoder_channels", "[16,12,8,8,4]", "--model.weights", "null"),
     ),
     "sscd": ("--model.backbone", "resnet18", "--model.dims", "8", "--model.resize", "short_32"),
+    "syncseal": (
+        *("--model.size", "32", "--model.embedder_channels", "[8,16]", "--model.embedder_blocks", "1"),
+        *("--model.detector_depths", "[1,1]", "--model.detector_dims", "[8,16]"),
+    ),
     "masksim": ("--model.generators", "[shuffle,grid8]", "--model.img_size", "32", "--model.preprocess", "identity"),
 }
 SPECTRA = (
@@ -99,7 +103,7 @@ def _write_copydays(data: Path, rng: np.random.Generator) -> None:
 
 def _write_spectra(cache: Path, recipe: Path) -> None:
     """The cache that the recipe says to make first."""
-    from experiments.cache_spectra import spectra
+    from experiments.cache_spectra import write_spectra
 
     init = {"generators": ["shuffle", "grid8"], "img_size": 32, "preprocess": "identity"}
     real, toys = "procedural://4000?size=48", {name: f"toy://{name}?count=4000&size=48" for name in init["generators"]}
@@ -113,7 +117,7 @@ def _write_spectra(cache: Path, recipe: Path) -> None:
     }
     cache.parent.mkdir(exist_ok=True)
     (cache.parent / "cached.yaml").write_text(yaml.safe_dump(content))
-    spectra(cache.parent / "cached.yaml", cache, train_pictures=12)
+    write_spectra(cache.parent / "cached.yaml", cache, train_pictures=12)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -156,6 +160,8 @@ def smallest(recipe: Path) -> list[str]:
         words += ["--model.dims", "512", "--data.background", "procedural://520?size=32"]
     if data.endswith("CompressedSpectraDataModule"):
         words += SPECTRA
+    if data.endswith("Sa1bDataModule"):
+        words += ["--data.photos", "procedural://4000?size=40", "--data.val_samples", "4", "--data.test_samples", "4"]
     if data.endswith("SpectraCacheDataModule"):
         words += ["--data.cache", "data/spectra", "--data.batch_size", "4"]
     if recipe.stem == "calibrate":
@@ -204,6 +210,7 @@ SMALL_WEIGHTS = {
     "watermark_segmentation": small_watermark_weights,
     "sscd": lambda folder: "random",
     "masksim": small_masksim_weights,
+    "syncseal": lambda folder: "random",
 }
 
 

@@ -1,6 +1,7 @@
 """Image files to arrays: every common format and mode, upright, 8 bits, or one precise reason why not."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import stat
@@ -75,6 +76,19 @@ def read_image(
     except UnreadableImageError:
         raise
     except Exception as error:  # a hostile file can raise anything inside Pillow; a worker must survive it
+        raise UnreadableImageError(name, _describe(error)) from error
+
+
+def decode_bytes(data: bytes, name: str, target_size: int | None = None) -> NDArray[np.uint8]:
+    """Returns the RGB image in the bytes of a file, as `read_image` does for a path; errors call it by `name`."""
+    if not data:
+        raise UnreadableImageError(name, "the file is empty")
+    try:
+        with _quiet_libraries():
+            return _decode(name, io.BytesIO(data), target_size, "RGB", MAX_PIXELS)
+    except UnreadableImageError:
+        raise
+    except Exception as error:
         raise UnreadableImageError(name, _describe(error)) from error
 
 

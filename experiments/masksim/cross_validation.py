@@ -27,7 +27,7 @@ from callbacks.metrics.packaging import packaging_statistics
 from datamodules.images.manifests import read_manifest
 from datamodules.spectra_cache import ABOUT_FILE, COLUMNS, INDEX_FILE, SPECTRA_FILE, SpectraArray, read_index
 from datamodules.spectra_sets import REAL
-from experiments.cache_spectra import spectra
+from experiments.cache_spectra import write_spectra
 from experiments.export import load_module
 from experiments.steps import Results, log_dir, run_step, shown
 from lightning_modules.functional.detection import binomial_interval
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
     cache = options.output / "spectra"
     if not cache.exists():
-        spectra(_write_recipe(options.manifest, recipe, options.output), cache, views=options.views)
+        write_spectra(_write_recipe(options.manifest, recipe, options.output), cache, views=options.views)
     parts = []
     for fold in range(options.folds):
         folder = write_fold(cache, options.output / f"fold_{fold}", fold, options.folds, options.calibration_folds)

@@ -61,7 +61,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_results(RESULTS, PROVENANCE, tmp_path)
     assert (tmp_path / "results.csv").read_text() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.csv", "results.json", "results.md", "results.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "results.csv",
+        "results.json",
+        "results.md",
+        "results.npz",
+    ]
 
 
 def test_the_terminal_table_has_a_row_for_each_result():

@@ -13,7 +13,7 @@ from datamodules.base import SampleKey
 from datamodules.compressed_spectra import CompressedSpectraDataModule
 from datamodules.images.procedural import draw_scene
 from datamodules.spectra_cache import SpectraCacheDataModule, read_about
-from experiments.cache_spectra import spectra
+from experiments.cache_spectra import write_spectra as spectra
 from lightning_modules.masksim.module import MaskSimModule
 
 WINDOW = 32

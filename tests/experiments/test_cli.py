@@ -80,7 +80,7 @@ def test_saved_config_repeats_the_run_and_serves_test(sealmark: Callable[..., in
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
     words = ("--config", first / "config.yaml", "--ckpt_path", first / "checkpoints" / "last.ckpt")
     assert sealmark("test", *words, recipe=()) == 0
-    assert {path.suffix for path in first.with_name("version_2").glob("results.*")} == {".csv", ".json", ".md"}
+    assert {path.suffix for path in first.with_name("version_2").glob("results.*")} == {".csv", ".json", ".md", ".npz"}
 
 
 def test_checkpoint_made_without_the_command_is_accepted(sealmark: Callable[..., int], tmp_path: Path) -> None:

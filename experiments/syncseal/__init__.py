@@ -1,0 +1,1 @@
+"""Running and reporting SyncSeal."""

@@ -1,0 +1,1 @@
+"""SyncSeal: a hidden pattern that tells how a picture was moved."""
