@@ -116,7 +116,7 @@ class DetectionCalibration(Callback):
             return
         path = Path(folder) / CHECKPOINT
         partial = path.with_name(f".{path.name}.part")
-        trainer.save_checkpoint(partial)  # all processes take part
+        trainer.save_checkpoint(partial, weights_only=False)  # all processes take part
         if trainer.is_global_zero:
             os.replace(partial, path)
             Console().print(f"calibrated checkpoint: {path}", soft_wrap=True, highlight=False)
