@@ -127,6 +127,7 @@ def test_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     assert_same(unbroken, weights_of(newest(tmp_path, "runs/**/every*step=14.ckpt")))
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(
     start: Callable[..., subprocess.Popen[str]], sealmark: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -181,6 +181,7 @@ if trainer.is_global_zero:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_step_as_one_does(tmp_path):
     states = []
     for ranks, strategy, micro_batch in ((1, "auto", None), (2, "ddp", 3)):
