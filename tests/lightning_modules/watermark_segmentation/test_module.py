@@ -173,6 +173,7 @@ if trainer.is_global_zero:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_step_as_one_does(tmp_path):
     """Rank 1 has clean images only, which Dice of its own half could not learn from."""
     states = []
