@@ -1,26 +1,26 @@
 """What false-positive rates the detector's scores stand for, from real pictures nothing was trained on."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from callbacks.calibration import CalibrationCallback
 from callbacks.detection import NATIVE, batch_views, head_names
-from callbacks.evaluation import check_outputs
 from callbacks.metrics.calibration_report import CalibrationLine, as_csv, as_markdown, calibration_lines
-from callbacks.metrics.sample_table import SampleTable
+from callbacks.metrics.sample_table import SampleTable, Table
 from callbacks.metrics.whole_files import write_whole
 from lightning_modules.functional.detection_calibration import Calibration
 
 CHECKPOINT = "calibrated.ckpt"
 
 
-class DetectionCalibration(Callback):
+class DetectionCalibration(CalibrationCallback):
     """Sets the module's `calibration` from the validation pictures; in `validate` also saves a calibrated checkpoint.
 
     Real pictures give p-values and thresholds, generated ones the temperature of their own head. All processes make
@@ -53,46 +53,25 @@ class DetectionCalibration(Callback):
         self.during_fit = during_fit
         self.output_dir = output_dir
         self.lines: list[CalibrationLine] = []
-        self._samples: SampleTable | None = None
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the pictures of the epoch before."""
+    def new_table(self, pl_module: LightningModule) -> SampleTable:
+        """Return a table of a logit for each head."""
         heads = head_names(pl_module, self)
-        self._samples = SampleTable(("label",), {"logit": len(heads)}, ("generator", "source"))
+        return SampleTable(("label",), {"logit": len(heads)}, ("generator", "source"))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Adds the logits of the native view."""
-        if not self._active(trainer) or (outputs is None and not len(batch["index"])):
-            return
-        if dataloader_idx > 0:
-            raise ValueError("DetectionCalibration takes one validation loader, but there are several")
-        check_outputs(self, self.required_outputs, outputs, pl_module, "validation_step")
+    def rows(self, outputs: Mapping[str, Any], batch: Any) -> dict[str, Any]:
+        """Return the logits of the native view."""
         views = batch_views(batch)
         native = views.index(NATIVE) if NATIVE in views else 0
-        assert self._samples is not None
-        rows = {
+        return {
             "logit": outputs["logit"][:, native].detach(),
             "label": outputs["label"],
             "generator": outputs["generator"],
             "source": batch.get("source", [""] * len(outputs["index"])),
         }
-        self._samples.update(outputs["index"], rows)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets `calibration` and, in `validate`, reports it."""
-        if not self._active(trainer):
-            return
-        assert self._samples is not None
-        table = self._samples.compute()
-        self._samples.reset()
+    def calibrate(self, trainer: Trainer, pl_module: LightningModule, table: Table) -> None:
+        """Set `calibration` and, in `validate`, report it."""
         real = table["label"] < 0.5
         if trainer.state.fn == "fit" and not real.any():
             rank_zero_warn("DetectionCalibration saw no real validation picture: the calibration stays as it is")
@@ -109,7 +88,7 @@ class DetectionCalibration(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """In `validate`, saves the calibrated checkpoint."""
-        if trainer.state.fn != "validate" or not self._active(trainer):
+        if trainer.state.fn != "validate" or not self.is_active(trainer):
             return
         folder = self.output_dir or trainer.log_dir
         if folder is None:  # fast_dev_run has no folder
@@ -126,8 +105,9 @@ class DetectionCalibration(Callback):
         if trainer.state.fn == "validate":
             checkpoint["epoch"], checkpoint["global_step"] = getattr(pl_module, "loaded_progress", (0, 0))
 
-    def _active(self, trainer: Trainer) -> bool:
-        return not trainer.sanity_checking and (trainer.state.fn == "validate" or self.during_fit)
+    def is_active(self, trainer: Trainer) -> bool:
+        """Return whether the validation that runs is used."""
+        return super().is_active(trainer) and (trainer.state.fn == "validate" or self.during_fit)
 
     def _report(self, calibration: Calibration, folder: str | None) -> None:
         console = Console()

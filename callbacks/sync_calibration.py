@@ -1,13 +1,15 @@
 """Which corners may be relied on, from validation pictures that nothing was trained on."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from callbacks.evaluation import check_outputs, log_everywhere
-from callbacks.metrics.sample_table import SampleTable
+from callbacks.calibration import CalibrationCallback
+from callbacks.evaluation import log_everywhere
+from callbacks.metrics.sample_table import SampleTable, Table
 from callbacks.synchronization import transforms_of
 from lightning_modules.functional.sync_reliability import STATES, Reliability
 
@@ -15,10 +17,10 @@ _MARKED = ("presence", "spread", "error")
 _UNMARKED = ("presence_unmarked", "spread_unmarked")
 
 
-class SynchronizationCalibration(Callback):
+class SynchronizationCalibration(CalibrationCallback):
     """Sets the module's `reliability` after each validation; checkpoints saved from then on hold it.
 
-    All processes make the same one. Pictures count once for each transform. With pictures that also chose the best
+    Pictures count once for each transform. With pictures that also chose the best
     epoch, rates come out a little too small.
 
     Args:
@@ -46,38 +48,18 @@ class SynchronizationCalibration(Callback):
             raise ValueError(f"`tolerance` of SynchronizationCalibration must be above 0, got {tolerance}")
         self.rate = false_positive_rate
         self.tolerance = tolerance
-        self._samples: SampleTable | None = None
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the pictures of the epoch before."""
+    def new_table(self, pl_module: LightningModule) -> SampleTable:
+        """Return a table of a number for each transform."""
         width = len(transforms_of(pl_module, self))
-        self._samples = SampleTable((), dict.fromkeys((*_MARKED, *_UNMARKED), width))
+        return SampleTable((), dict.fromkeys((*_MARKED, *_UNMARKED), width))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Adds what was found in marked and unmarked pictures."""
-        if trainer.sanity_checking or (outputs is None and not len(batch["index"])):
-            return
-        check_outputs(self, self.required_outputs, outputs, pl_module, "validation_step")
-        assert self._samples is not None
-        if len(outputs["index"]):
-            rows = {name: outputs[name] for name in (*_MARKED[:2], *_UNMARKED)}
-            self._samples.update(outputs["index"], rows | {"error": outputs["error_share"]})
+    def rows(self, outputs: Mapping[str, Any], batch: Any) -> dict[str, Any]:
+        """Return what was found in marked and unmarked pictures."""
+        return {name: outputs[name] for name in (*_MARKED[:2], *_UNMARKED)} | {"error": outputs["error_share"]}
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets `reliability`; logs how many pictures are in each state and how many reliable ones are wrong."""
-        if trainer.sanity_checking:
-            return
-        assert self._samples is not None
-        table = self._samples.compute()
-        self._samples.reset()
+    def calibrate(self, trainer: Trainer, pl_module: LightningModule, table: Table) -> None:
+        """Set `reliability`; log how many pictures are in each state and how many reliable ones are wrong."""
         values = {name: table[name].ravel() for name in (*_MARKED, *_UNMARKED)}
         score, looks = getattr(pl_module, "reliability_score", "presence"), getattr(pl_module, "looks", (0, 1))
         sign, source = (1, "presence") if score == "presence" else (-1, "spread")

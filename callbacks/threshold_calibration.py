@@ -1,33 +1,35 @@
 """Which threshold is best on the validation data."""
 
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 
-from callbacks.evaluation import check_outputs, log_everywhere
+from callbacks.calibration import CalibrationCallback
+from callbacks.evaluation import log_everywhere
 from callbacks.metrics.sample_table import SampleTable, Table
 
 Objective = Literal["iou_dataset", "iou_image", "f1_image"]
-_OUTPUTS = ("index", "probability", "mask", "ignore")
 
 
-class ThresholdCalibration(Callback):
+class ThresholdCalibration(CalibrationCallback):
     """Sets the module's `threshold` after each validation to the best multiple of 1 / bins.
 
-    Exact: counts come from histograms whose bins end at the candidates. Repeats of the distributed sampler are
-    dropped, so the threshold is the same on 1 and N processes. It is set before checkpoints are saved. Costs
-    16 · bins bytes an image.
+    Exact: counts come from histograms whose bins end at the candidates. The threshold is the same on 1 and N processes.
+    Costs 16 · bins bytes an image.
 
     Args:
         objective: What is maximised. `f1_dataset` has the same best threshold as `iou_dataset`.
         max_false_area: Largest mean share of false pixels on clean images that is allowed.
         bins: Number of candidates, a power of two (then float32 comparisons are exact).
     """
+
+    required_outputs: ClassVar[tuple[str, ...]] = ("index", "probability", "mask", "ignore")
 
     def __init__(
         self, objective: Objective = "iou_dataset", max_false_area: float | None = None, bins: int = 512
@@ -41,44 +43,25 @@ class ThresholdCalibration(Callback):
         self.objective = objective
         self.max_false_area = max_false_area
         self.bins = bins
-        self._samples = self._new_table()
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the images of the epoch before."""
-        self._samples = self._new_table()
+    def new_table(self, pl_module: LightningModule) -> SampleTable:
+        """Return a table of the pixels above each candidate."""
+        return SampleTable(("positive", "negative", "clean"), {"tp": self.bins, "fp": self.bins})
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts the pixels above each candidate."""
-        if trainer.sanity_checking or (outputs is None and not len(batch["index"])):
-            return
-        check_outputs(self, _OUTPUTS, outputs, pl_module, "validation_step")
-        if len(outputs["index"]) == 0:
-            return
+    def rows(self, outputs: Mapping[str, Any], batch: Any) -> dict[str, Any]:
+        """Count the pixels above each candidate."""
         probability, mask = outputs["probability"].detach().float(), outputs["mask"] > 0.5
         valid = ~outputs["ignore"].bool()
-        rows = {
+        return {
             "tp": count_above(probability, mask & valid, self.bins),
             "fp": count_above(probability, ~mask & valid, self.bins),
             "positive": (mask & valid).flatten(1).sum(1),
             "negative": (~mask & valid).flatten(1).sum(1),
             "clean": ~mask.flatten(1).any(1),
         }
-        self._samples.update(outputs["index"], rows)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets `threshold`; logs it and the objective there."""
-        if trainer.sanity_checking:
-            return
-        table = self._samples.compute()
-        self._samples.reset()
+    def calibrate(self, trainer: Trainer, pl_module: LightningModule, table: Table) -> None:
+        """Set `threshold`; log it and the objective there."""
         if not (table["positive"] > 0).any():
             rank_zero_warn("ThresholdCalibration saw no marked validation image: the threshold stays as it is")
             return
@@ -87,9 +70,6 @@ class ThresholdCalibration(Callback):
         cast(Any, pl_module).threshold = best / self.bins  # nn.Module is typed to hold tensors and modules only
         values = {"val/threshold": best / self.bins, f"val/{self.objective}_calibrated": float(scores[best])}
         log_everywhere(pl_module, values, len(table["index"]))
-
-    def _new_table(self) -> SampleTable:
-        return SampleTable(("positive", "negative", "clean"), {"tp": self.bins, "fp": self.bins})
 
     def _allowed(self, table: Table) -> NDArray[np.bool_]:
         """Candidates that keep the false area small; where none does, the one with the smallest."""

@@ -41,7 +41,22 @@ class PairSampler(SplitSampler):
             yield SampleKey(self.epoch, int(self.positions[place % len(self.positions)]))
 
 
-class CompressedSpectraDataModule(ProvenanceDataModule):
+class SpectraDataModule(ProvenanceDataModule):
+    """Base of the datamodules of real and generated pictures: balanced batches, and evaluation batches of views."""
+
+    balanced: Balance
+
+    def collate_evaluation(self, samples: Sequence[Sample | SkippedSample]) -> dict[str, Any]:
+        """Merge samples; facts become a tensor each, and the names of the views are told once."""
+        batch = collate_samples(samples)
+        return batch | {"facts": merge_facts(batch["facts"]), "views": batch["views"][0]}
+
+    def _sampler(self, positions: Sequence[int], *, shuffle: bool, pad: bool) -> SplitSampler:
+        sampler = super()._sampler(positions, shuffle=shuffle, pad=pad)
+        return in_pairs(sampler) if shuffle and self.balanced == "class" else sampler
+
+
+class CompressedSpectraDataModule(SpectraDataModule):
     """Trains on crops of real and generated pictures; validates and tests on frozen views with facts of the files.
 
     Pictures are named by `root`, by `real` with `generators`, or by `manifest`. No picture is in two splits; a run
@@ -196,15 +211,6 @@ class CompressedSpectraDataModule(ProvenanceDataModule):
                     for part in self.picture_sets(split):
                         writer.writerows(_rows(part, split))
         temporary.replace(path)
-
-    def collate_evaluation(self, samples: Sequence[Sample | SkippedSample]) -> dict[str, Any]:
-        """Merge samples; facts become a tensor each, and the names of the views are told once."""
-        batch = collate_samples(samples)
-        return batch | {"facts": merge_facts(batch["facts"]), "views": batch["views"][0]}
-
-    def _sampler(self, positions: Sequence[int], *, shuffle: bool, pad: bool) -> SplitSampler:
-        sampler = super()._sampler(positions, shuffle=shuffle, pad=pad)
-        return in_pairs(sampler) if shuffle and self.balanced == "class" else sampler
 
 
 def in_pairs(sampler: SplitSampler) -> PairSampler:

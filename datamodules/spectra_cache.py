@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ProvenanceDataModule, Sample, SampleKey, SkippedSample, SplitSampler, collate_samples
-from datamodules.compressed_spectra import in_pairs, merge_facts
+from datamodules.base import Sample, SampleKey
+from datamodules.compressed_spectra import SpectraDataModule
 from datamodules.images.randomness import sample_rng
 from datamodules.images.splits import Split
 from datamodules.spectra_samples import Balance, PickOrder
@@ -102,7 +102,7 @@ class EvaluationSpectra(Dataset[Sample]):
         return {"spectrum": self.spectra.read(self.rows[key.index]), "views": self.views, **self.records[key.index]}
 
 
-class SpectraCacheDataModule(ProvenanceDataModule):
+class SpectraCacheDataModule(SpectraDataModule):
     """Serves cached spectra in place of images; the cache says which split each picture is in.
 
     Args:
@@ -146,15 +146,6 @@ class SpectraCacheDataModule(ProvenanceDataModule):
             return EvaluationSpectra(spectra, sets, views)
         length = self.train_samples or sum(map(len, sets))
         return TrainingSpectra(spectra, sets, PickOrder(sets, self.balanced, length, self.seed), self.seed)
-
-    def collate_evaluation(self, samples: Sequence[Sample | SkippedSample]) -> dict[str, Any]:
-        """Merge samples; facts become a tensor each, and the names of the views are told once."""
-        batch = collate_samples(samples)
-        return batch | {"facts": merge_facts(batch["facts"]), "views": batch["views"][0]}
-
-    def _sampler(self, positions: Sequence[int], *, shuffle: bool, pad: bool) -> SplitSampler:
-        sampler = super()._sampler(positions, shuffle=shuffle, pad=pad)
-        return in_pairs(sampler) if shuffle and self.balanced == "class" else sampler
 
 
 def read_index(cache: Path) -> dict[str, list[dict[str, str]]]:

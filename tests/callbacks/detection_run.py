@@ -4,8 +4,6 @@
 """
 
 import json
-import os
-import socket
 import sys
 from pathlib import Path
 
@@ -116,10 +114,8 @@ def evaluate(folder, **options):
     return module, run
 
 
-def run_rank(rank, port, folder):
-    """One of two processes, from the environment that `torchrun` would make."""
-    place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in place.items()})
+def run_rank(folder):
+    """One of two processes."""
     from callbacks.detection import agreed_over_ranks
 
     module, run = evaluate(folder, devices=2, strategy="ddp")
@@ -132,16 +128,9 @@ def run_rank(rank, port, folder):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from two_ranks import in_two_processes
+
     import callbacks.detection
     import callbacks.detection_calibration  # noqa: F401
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # The second process is a fork made before any work is: torch is imported once, which is what takes time.
-    child = os.fork()
-    run_rank(0 if child else 1, port, sys.argv[1])
-    torch.distributed.destroy_process_group()
-    if not child:
-        os._exit(0)  # the ordinary end would join threads that torch's import started in the parent alone
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    in_two_processes(run_rank, sys.argv[1])
