@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 from experiments.export_formats import FORMATS, ExportFormat
 from lightning_modules.base import ProvenanceModule
 from lightning_modules.exporting import ExportProgram
+from lightning_modules.syncseal.module import SyncSealModule
+from lightning_modules.syncseal.published import is_published, network_arguments, read_published
 from lightning_modules.weights import load_weights, read_metadata
 
 TOLERANCE = 1e-4
@@ -44,7 +46,8 @@ def export(
 
     Args:
         output: The file to write.
-        ckpt_path: A checkpoint or a .safetensors file of ours; the shipped weights where none is named.
+        ckpt_path: A checkpoint or a .safetensors file of ours, or a checkpoint or TorchScript file of SyncSeal's
+            authors; the shipped weights where none is named.
         format: torchscript for torch.jit.load, onnx for onnxruntime and others, pt2 for torch.export.load.
         overwrite: Replace an existing file.
         module: Class path of the module, for files that do not say which made them.
@@ -76,22 +79,33 @@ def find_shipped_weights() -> Path:
 
 
 def load_module(path: Path, class_path: str | None = None, hparams: dict[str, Any] | None = None) -> ProvenanceModule:
-    """Return the module of a weight file in eval mode; only classes under `lightning_modules` are built."""
+    """Return the module of a weight file in eval mode; only classes under `lightning_modules` are built.
+
+    Files that SyncSeal's authors publish say by what is in them how their module is made.
+    """
+    if class_path is None and is_published(path):
+        arguments = network_arguments(read_published(path)) | {"weights": str(path), "disc_weight": 0.0}
+        return _made(SyncSealModule, arguments, hparams or {}).eval()
     metadata = read_metadata(path)
     stored = dict(metadata.get("hyper_parameters") or {})
     stored.pop("_instantiator", None)
     named = stored.pop("_class_path", None) or metadata.get("class_path")
     cls = _module_class(class_path or named, path)
     # What the file holds replaces any weights that training started from.
-    arguments = stored | dict.fromkeys(("weights", "encoder_weights", "denoiser_weights")) | (hparams or {})
-    known = inspect.signature(cls).parameters
-    unknown = sorted(set(hparams or {}) - set(known))
-    if unknown:
-        raise ValueError(f"--hparams {', '.join(unknown)}: no such argument of {cls.__name__}")
-    module = cls(**{key: value for key, value in arguments.items() if key in known})
+    module = _made(cls, stored | dict.fromkeys(("weights", "encoder_weights", "denoiser_weights")), hparams or {})
     load_weights(module, path, key_map=module.weights_key_map)
     module.on_load_checkpoint(metadata)
     return module.eval()
+
+
+def _made(cls: type[ProvenanceModule], stored: dict[str, Any], hparams: dict[str, Any]) -> ProvenanceModule:
+    """Return a module of what its file says, where the caller says nothing else."""
+    known = inspect.signature(cls).parameters
+    unknown = sorted(set(hparams) - set(known))
+    if unknown:
+        raise ValueError(f"--hparams {', '.join(unknown)}: no such argument of {cls.__name__}")
+    arguments = stored | hparams
+    return cls(**{key: value for key, value in arguments.items() if key in known})
 
 
 def write_checked(program: ExportProgram, metadata: dict[str, Any], format: ExportFormat, output: Path) -> float:

@@ -2,6 +2,9 @@
 
     python -m experiments.benchmarks.augmentation [--device cuda] [--threads N] [--json FILE]
 
+Where other work shares the machine, OpenMP's threads wait by spinning and cost either side many times its own work:
+trust `--threads 1` there, and the ratio of processor time.
+
 Both sides take turns on the same 32 drawn scenes of 256 px, which need gradients as in training. The baseline does for
 each image what the published training does: two changes of values by torchvision and Pillow (on the CPU, whatever the
 device), a perspective by torchvision of the image and of its mask, and a concatenation at the end. Its quads are drawn
@@ -101,7 +104,8 @@ def measure(device: torch.device, turns: int) -> list[Row]:
         turns: How often each side goes, each time with other draws.
     """
     scenes = np.stack([draw_scene(np.random.default_rng(number), (SIZE, SIZE)) for number in range(BATCH)])
-    images = (torch.from_numpy(scenes).permute(0, 3, 1, 2).float() / 255).to(device).requires_grad_()
+    planes = np.ascontiguousarray(scenes.transpose(0, 3, 1, 2))  # as a loader gives them
+    images = (torch.from_numpy(planes).float() / 255).to(device).requires_grad_()
     return [_row(images, turns, backward) for backward in (False, True)]
 
 

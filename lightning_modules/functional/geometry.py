@@ -11,8 +11,9 @@ are edges of pixels in the sampling, its decoding rounds to the detector's grid,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cv2
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -125,9 +126,7 @@ def warp(
         nearest: Take the nearest pixel, as masks need it.
         compat: The published half-pixel convention.
     """
-    frame = frame_corners_px(images.shape[-2], images.shape[-1], quads_px.device).expand(quads_px.shape)
-    homography = homography_from_quads(frame, quads_px)
-    return _sample(images, homography, fill, reflect, nearest, compat)
+    return sampled_by(images, homography_of_frame(quads_px, *images.shape[-2:]), fill, reflect, nearest, compat)
 
 
 def unwarp(images: Tensor, quads_px: Tensor, size_hw: tuple[int, int] | None = None, compat: bool = False) -> Rectified:
@@ -146,11 +145,17 @@ def unwarp(images: Tensor, quads_px: Tensor, size_hw: tuple[int, int] | None = N
     frame = frame_corners_px(height, width, images.device).expand(len(images), 4, 2)
     quads = quads_px.to(images.device).double()
     quads = torch.where(ok[:, None, None], quads.trunc() if compat else quads, frame)
-    straight = _sample(images, homography_from_quads(quads, frame), compat=compat)
+    straight = sampled_by(images, homography_from_quads(quads, frame), compat=compat)
     return Rectified(torch.where(ok[:, None, None, None], straight, images), ok)
 
 
-def _sample(
+def homography_of_frame(quads_px: Tensor, height: int, width: int) -> Tensor:
+    """Return the homographies (…, 3, 3) from pixels of attacked pictures to the originals', by quads (…, 4, 2)."""
+    frame = frame_corners_px(height, width, quads_px.device).expand(quads_px.shape)
+    return homography_from_quads(frame, quads_px)
+
+
+def sampled_by(
     images: Tensor,
     homography: Tensor,
     fill: Tensor | float = 0.0,
@@ -158,8 +163,14 @@ def _sample(
     nearest: bool = False,
     compat: bool = False,
 ) -> Tensor:
-    """Return pictures whose pixel p shows `images` at H p, sampled by one call for the batch."""
+    """Return pictures whose pixel p shows `images` at H p, all by one call; the rest is as in `warp`."""
     height, width = images.shape[-2:]
+    if _fits_opencv(images) and reflect is None and not nearest and not compat:
+        sampled: Tensor = _WarpOnCpu.apply(images, homography)
+        if isinstance(fill, float | int) and fill == 0:
+            return sampled
+        covered: Tensor = _WarpOnCpu.apply(torch.ones_like(images[:, :1]), homography)
+        return sampled + (1 - covered) * fill
     grid = _sampling_grid(homography.to(images.device), height, width, images.dtype, compat)
     if reflect is not None:
         grid = torch.where(reflect.to(grid.device)[:, None, None, None], _mirrored(grid, height, width), grid)
@@ -168,6 +179,38 @@ def _sample(
     if isinstance(fill, float | int) and fill == 0:
         return sampled
     return sampled + (1 - _coverage(grid, height, width)) * fill
+
+
+def _fits_opencv(images: Tensor) -> bool:
+    # Its own limit on sides, which are 16-bit numbers inside.
+    return images.device.type == "cpu" and images.dtype == torch.float32 and max(images.shape[-2:]) < 2**15
+
+
+class _WarpOnCpu(torch.autograd.Function):
+    """The same sampling by OpenCV, without a grid in memory: a third of the time of torch's here."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, homography: Tensor) -> Tensor:
+        """Return pictures whose pixel p shows what was at H p."""
+        ctx.save_for_backward(images, homography)
+        height, width = images.shape[-2:]
+        matrices = homography.detach().double().expand(len(images), 3, 3).numpy()
+        sampled = torch.empty_like(images, memory_format=torch.contiguous_format)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        for image, target, matrix in zip(images.detach().contiguous().numpy(), sampled.numpy(), matrices, strict=True):
+            for plane, result in zip(image, target, strict=True):
+                cv2.warpPerspective(plane, matrix, (width, height), dst=result, flags=flags)
+        return sampled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of the pictures."""
+        images, homography = ctx.saved_tensors
+        height, width = images.shape[-2:]
+        grid = _sampling_grid(homography.expand(len(images), 3, 3), height, width, images.dtype, compat=False)
+        bilinear_with_zeros = (0, 0, False, [True, False])
+        of_images: Tensor = torch.ops.aten.grid_sampler_2d_backward(gradient, images, grid, *bilinear_with_zeros)[0]
+        return of_images, None
 
 
 def _sampling_grid(homography: Tensor, height: int, width: int, dtype: torch.dtype, compat: bool) -> Tensor:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from experiments.cli import main
 from experiments.export import export, find_shipped_weights, largest_difference, load_module, write_checked
 from experiments.export_formats import FORMATS
 from lightning_modules.exporting import ExportProgram
+from lightning_modules.syncseal.published import read_network
 from lightning_modules.watermark_segmentation.exporting import export_program
 from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule
 from lightning_modules.weights import save_weights
@@ -221,3 +223,38 @@ def test_the_command_ends_with_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "gone.ckpt" in error
     assert error.count("\n") == 1
+
+
+PUBLISHED = Path(__file__).parents[1] / "goldens" / "syncseal" / "tiny_checkpoint.pth"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_published_checkpoint_becomes_the_published_script(tmp_path, capsys):
+    """`embed`, `detect` and `unwarp` answer as the checkpoint's network; the script is exported in turn."""
+    script = tmp_path / "syncmodel.jit.pt"
+    command = ["export", "--output", str(script), "--ckpt_path", str(PUBLISHED), "--format", "torchscript"]
+    assert main([*command, "--hparams", '{"export_part": "published"}']) == 0
+    assert "largest difference" in capsys.readouterr().out
+    network, interface = read_network(PUBLISHED), torch.jit.load(script)
+    for size in ((1, 3, 64, 48), (5, 3, 33, 1000), (1, 3, 1000, 33), (5, 3, 64, 48)):
+        image = torch.randint(0, 256, size, generator=torch.Generator().manual_seed(2)) / 255
+        with torch.no_grad():
+            wanted, embedded = network.embed(image), interface.embed(image)
+            torch.testing.assert_close(embedded["preds_w"], wanted.pattern, rtol=0, atol=1e-5)
+            answer = interface.detect(embedded["imgs_w"])["preds"]
+            torch.testing.assert_close(answer, network.detect(embedded["imgs_w"]), rtol=0, atol=1e-5)
+            assert interface.unwarp(image, answer[:, 1:], size[2:]).shape == size
+    detector = tmp_path / "detector.ts"
+    assert main(["export", "--output", str(detector), "--ckpt_path", str(script), "--format", "torchscript"]) == 0
+    with torch.no_grad():
+        found = torch.jit.load(detector)(image)
+    torch.testing.assert_close(found, interface.detect(image)["preds"], rtol=0, atol=1e-5)
+
+
+def test_arguments_that_a_published_checkpoint_contradicts_are_named(tmp_path, capsys):
+    command = ["export", "--output", str(tmp_path / "file.pt"), "--ckpt_path", str(PUBLISHED)]
+    assert main([*command, "--hparams", '{"size": 128}']) != 0
+    assert "give the model the same" in capsys.readouterr().err
+    assert main([*command, "--hparams", '{"dims": [8, 8]}']) != 0
+    assert "no such argument of SyncSealModule" in capsys.readouterr().err

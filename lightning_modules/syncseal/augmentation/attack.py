@@ -8,14 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_modules.functional.geometry import warp
-from lightning_modules.functional.passes import side_by_side
+from lightning_modules.functional.geometry import homography_of_frame, sampled_by
 from lightning_modules.syncseal.augmentation.draws import SampleDraws, draws_for
 from lightning_modules.syncseal.augmentation.geometric import draw_geometry
+from lightning_modules.syncseal.augmentation.parts import in_parts
 from lightning_modules.syncseal.augmentation.settings import GeometricSettings, ValueSettings
-from lightning_modules.syncseal.augmentation.values import apply_values, draw_values, names_of, stacked
-
-CPU_STEP = 4
+from lightning_modules.syncseal.augmentation.values import apart, apply_values, draw_values, joined, names_of
 
 
 class Attacked(NamedTuple):
@@ -49,23 +47,22 @@ def attack(
     after = draws.uniform() < values.after_geometry
     before_warp, after_warp = draw_values(values, draws, ~after), draw_values(values, draws, after)
     outside = _draw_outside(geometric, draws, images.shape[1])
-    samples, gradients = list(images.float()), torch.is_grad_enabled()
+    homography = homography_of_frame(quads, height, width).to(images.device)
 
-    def run(rows: list[int]) -> None:
-        # Both states are a thread's own, and half precision would lose what the changes are about.
-        with torch.set_grad_enabled(gradients), torch.autocast(images.device.type, enabled=False):
-            apply_values(samples, rows, before_warp, values)
-            fill, reflect = outside.of_rows(rows, images.shape[1:], images.device)
-            moved = warp(stacked(samples, rows), quads[rows].to(images.device), fill, reflect, compat=compat)
-            for row, sample in zip(rows, moved, strict=True):
-                samples[row] = sample
-            apply_values(samples, rows, after_warp, values)
+    def change(part: Tensor, rows: range) -> Tensor:
+        samples = dict(zip(rows, apart(part), strict=True))
+        apply_values(samples, rows, before_warp, values)
+        fill, reflect = outside.of_rows(rows, images.shape[1:], images.device)
+        moves = homography[rows.start : rows.stop]
+        moved = sampled_by(joined(samples, rows), moves, fill, reflect, compat=compat)
+        samples = dict(zip(rows, apart(moved), strict=True))
+        apply_values(samples, rows, after_warp, values)
+        return joined(samples, rows)
 
-    # On a CPU a few at a time, which stay in its cache, and a core each.
-    step = CPU_STEP if images.device.type == "cpu" else count
-    side_by_side(run, [list(range(start, min(start + step, count))) for start in range(0, count, step)], images.device)
+    # Half precision would lose what the changes are about.
+    with torch.autocast(images.device.type, enabled=False):
+        attacked = in_parts(change, images.float()).to(images.dtype)
     pairs = zip(names_of(before_warp, count), names_of(after_warp, count), strict=True)
-    attacked = torch.stack(samples).to(images.dtype)
     return Attacked(attacked, quads.to(attacked), geometry, [first or second for first, second in pairs])
 
 
@@ -76,15 +73,13 @@ class _Outside(NamedTuple):
     colours: Tensor
     noise: SampleDraws
 
-    def of_rows(
-        self, rows: list[int], shape: Sequence[int], device: torch.device
-    ) -> tuple[Tensor | float, Tensor | None]:
+    def of_rows(self, rows: range, shape: Sequence[int], device: torch.device) -> tuple[Tensor | float, Tensor | None]:
         """Return the fill of some samples and which of them are mirrored, as `warp` takes them."""
         kinds = [self.kinds[row] for row in rows]
         if set(kinds) == {"black"}:
             return 0.0, None
         noisy = [place for place, kind in enumerate(kinds) if kind == "noise"]
-        fill = self.colours[rows].to(device)
+        fill = self.colours[rows.start : rows.stop].to(device)
         if noisy:
             noise = self.noise.of_rows([rows[place] for place in noisy]).noise(shape, device)
             fill = fill.repeat(1, 1, *shape[1:])

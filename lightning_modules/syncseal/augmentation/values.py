@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -24,13 +25,14 @@ CHANGES: dict[str, Apply] = {
     "blur": change.gaussian_blur,
     "webp": change.webp,
 }
+_WITHOUT_STRENGTH = ("identity", "grey")
 
 
 class Stage(NamedTuple):
-    """One change for each sample: its name or nothing, how strong (B,), and where its noise comes from."""
+    """One change for each sample: its name or nothing, how strong, and where its noise comes from."""
 
     names: list[str]
-    strengths: Tensor
+    strengths: list[float]
     noise: SampleDraws
 
 
@@ -43,34 +45,40 @@ def draw_values(settings: ValueSettings, draws: SampleDraws, only: Tensor | None
         only: Which samples (B,) are changed; the others draw the same numbers, and get an empty name.
     """
     wanted = [True] * len(draws) if only is None else only.tolist()
+    drawing = [name for name in settings.weights if name not in _WITHOUT_STRENGTH]
     stages = []
     for _ in range(settings.stages):
         names = [name if asked else "" for name, asked in zip(draws.choice(settings.weights), wanted, strict=True)]
-        strengths = torch.zeros(len(draws), dtype=torch.float64)
-        for name in settings.weights:
-            # Drawn for every sample, used for some: no sample's numbers depend on what its neighbours do.
-            taken = torch.tensor([name == other for other in names])
-            strengths = torch.where(taken, _strengths(name, settings, draws).double(), strengths)
+        # Drawn for every sample and change, used for some: no sample's numbers depend on what its neighbours do.
+        parts = [dict(zip(drawing, row, strict=True)) for row in draws.uniform(shape=(len(drawing),)).tolist()]
+        strengths = [_strength(name, part[name], settings) if name in part else 0.0
+                     for name, part in zip(names, parts, strict=True)]  # fmt: skip
         stages.append(Stage(names, strengths, draws.fork()))
     return stages
 
 
-def apply_values(samples: list[Tensor], rows: Sequence[int], stages: Sequence[Stage], settings: ValueSettings) -> None:
-    """Replace some of the samples (3, H, W) by changed ones, those with the same change together."""
+def apply_values(
+    samples: dict[int, Tensor], rows: Sequence[int], stages: Sequence[Stage], settings: ValueSettings
+) -> None:
+    """Replace some of the samples (1, 3, H, W), by their rows, by changed ones; those with the same change together."""
     for stage in stages:
         groups: dict[str, list[int]] = {}
         for row in rows:
             groups.setdefault(stage.names[row], []).append(row)
         for name, group in groups.items():
             if name not in ("", "identity"):
-                changed = _changed(name, stacked(samples, group), stage, group, settings)
-                for row, sample in zip(group, changed, strict=True):
-                    samples[row] = sample
+                changed = _changed(name, joined(samples, group), stage, group, settings)
+                samples.update(zip(group, apart(changed), strict=True))
 
 
-def stacked(samples: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+def joined(samples: Mapping[int, Tensor], rows: Sequence[int]) -> Tensor:
     """Return some of the samples as a batch; a single one is not copied."""
-    return samples[rows[0]][None] if len(rows) == 1 else torch.stack([samples[row] for row in rows])
+    return samples[rows[0]] if len(rows) == 1 else torch.cat([samples[row] for row in rows])
+
+
+def apart(images: Tensor) -> Sequence[Tensor]:
+    """Return each sample of a batch as a batch of one."""
+    return (images,) if images.shape[0] == 1 else torch.split(images, 1)
 
 
 def names_of(stages: Sequence[Stage], count: int) -> list[str]:
@@ -89,13 +97,13 @@ def attack_values(
         generator: Draws of the samples, or a generator to take their keys from.
     """
     stages = draw_values(settings, draws_for(generator, len(images)))
-    samples = list(images)
+    samples = dict(enumerate(apart(images)))
     apply_values(samples, range(len(samples)), stages, settings)
-    return torch.stack(samples), names_of(stages, len(samples))
+    return joined(samples, range(len(samples))), names_of(stages, len(samples))
 
 
 def _changed(name: str, images: Tensor, stage: Stage, rows: list[int], settings: ValueSettings) -> Tensor:
-    strengths = stage.strengths[rows]
+    strengths = torch.tensor([stage.strengths[row] for row in rows], dtype=torch.float64)
     if name == "noise":
         return change.add_noise(images, stage.noise.of_rows(rows).noise(images.shape[1:], images.device), strengths)
     if name == "median":
@@ -105,26 +113,27 @@ def _changed(name: str, images: Tensor, stage: Stage, rows: list[int], settings:
     return CHANGES[name](images, strengths)
 
 
-def _strengths(name: str, settings: ValueSettings, draws: SampleDraws) -> Tensor:
-    """Return a strength for every sample, (B,)."""
+def _strength(name: str, part: float, settings: ValueSettings) -> float:
+    """Return how strong a change is, by a number from 0 to 1."""
+    ranges = cast(Mapping[str, tuple[float, float]], vars(settings))
     match name:
-        case "identity" | "grey":
-            return torch.zeros(len(draws))
         case "noise":
-            return draws.uniform(*settings.noise_levels) / 255
-        case "jpeg":
-            return draws.integer(*settings.jpeg_quality)
-        case "webp":
-            return draws.integer(*settings.webp_quality)
-        case "blur":
-            return _odd(draws.integer(*settings.blur_kernel))
-        case "median":
-            return _odd(draws.integer(*settings.median_kernel))
-    return draws.uniform(*cast(Mapping[str, tuple[float, float]], vars(settings))[name])
+            return _between(settings.noise_levels, part) / 255
+        case "jpeg" | "webp":
+            return _whole(ranges[f"{name}_quality"], part)
+        case "blur" | "median":
+            size = _whole(ranges[f"{name}_kernel"], part)
+            return size + 1 - size % 2
+    return _between(ranges[name], part)
 
 
-def _odd(sizes: Tensor) -> Tensor:
-    return sizes + 1 - sizes % 2
+def _between(limits: tuple[float, float], part: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * part
+
+
+def _whole(limits: tuple[float, float], part: float) -> float:
+    low, high = limits
+    return low + min(math.floor(part * (high - low + 1)), high - low)
 
 
 def _medians(images: Tensor, kernel_sizes: Tensor) -> Tensor:

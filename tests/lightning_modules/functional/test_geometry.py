@@ -1,5 +1,6 @@
 import cv2
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -118,8 +119,7 @@ def test_warp_samples_where_opencv_does():
             picture[0].permute(1, 2, 0).numpy().astype(np.float32), homography, (64, 48),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         )  # fmt: skip
-        # OpenCV rounds places to 1/32 of a pixel.
-        np.testing.assert_allclose(warped[number].permute(1, 2, 0), expected, atol=0.02)
+        np.testing.assert_allclose(warped[number].permute(1, 2, 0), expected, atol=1e-4)
 
 
 def test_each_sample_of_a_batch_is_warped_by_itself():
@@ -214,3 +214,22 @@ def test_gradients_reach_pictures_and_quads():
     quads = start.clone().requires_grad_()
     geometry.homography_from_quads(start * 1.1, quads).sum().backward()
     assert quads.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.7])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_opencv_samples_as_torch_does_forwards_and_backwards(fill, memory):
+    """Pictures in float32 go through OpenCV, those in float64 through `grid_sample`."""
+    generator = torch.Generator().manual_seed(3)
+    quads = geometry.frame_corners_px(40, 56).expand(6, 4, 2)
+    quads = quads + 14 * torch.rand(6, 4, 2, generator=generator, dtype=torch.float64) - 7
+    pictures = torch.rand(6, 3, 40, 56, generator=generator).to(memory_format=memory)
+    weights = torch.rand(6, 3, 40, 56, generator=generator)
+    results = []
+    for kind in (torch.float32, torch.float64):
+        given = pictures.to(kind).detach().clone().requires_grad_()
+        warped = geometry.warp(given, quads, fill=fill)
+        (warped * weights).sum().backward()
+        results.append((warped.double(), given.grad.double()))
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=0, atol=1e-4)

@@ -26,6 +26,24 @@ def test_each_sample_has_torchvision_s_adjustment(ours, theirs, strengths):
     assert (ours(IMAGES, strengths) - expected).abs().max() < 2e-6
 
 
+@pytest.mark.parametrize("name", ["adjust_brightness", "adjust_contrast", "adjust_saturation"])
+def test_adjustments_pass_torchvision_s_gradient_and_none_of_what_is_cut_off(name):
+    weights = torch.linspace(-1, 1, IMAGES.numel()).view_as(IMAGES)
+    ours, theirs = IMAGES.clone().requires_grad_(), IMAGES.clone().requires_grad_()
+    (getattr(change, name)(ours, STRENGTHS) * weights).sum().backward()
+    expected = [getattr(tv, name)(image, float(by)) for image, by in zip(theirs, STRENGTHS, strict=True)]
+    (torch.stack(expected) * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=2e-6)
+    cut = torch.stack(expected)[2:].detach()
+    assert ((cut == 0) | (cut == 1)).float().mean() > 0.05
+
+
+def test_black_stays_black_without_a_gradient():
+    images = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    change.adjust_brightness(images, STRENGTHS[:1]).sum().backward()
+    assert torch.equal(images.grad, torch.zeros_like(images))
+
+
 def test_hue_of_grey_is_grey_and_its_gradient_is_finite():
     grey = torch.full((1, 3, 4, 4), 0.4, requires_grad=True)
     turned = change.adjust_hue(grey, torch.tensor([0.2]))
@@ -51,6 +69,14 @@ def test_blur_is_opencv_s_with_a_kernel_each():
 def test_blur_passes_the_gradient():
     images = IMAGES[:2, :, :10, :12].double().requires_grad_()
     assert torch.autograd.gradcheck(lambda values: change.gaussian_blur(values, torch.tensor([3, 7])), (images,))
+
+
+def test_blur_of_one_pixel_changes_nothing():
+    images = IMAGES[:1].clone().requires_grad_()
+    blurred = change.gaussian_blur(images, torch.tensor([1]))
+    blurred.sum().backward()
+    assert torch.equal(blurred, images)
+    assert torch.equal(images.grad, torch.ones_like(images))
 
 
 def test_median_is_that_of_medians_of_rows():
