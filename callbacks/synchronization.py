@@ -13,6 +13,8 @@ from callbacks.metrics.sample_table import Table
 
 WITHIN_PX = (1, 3, 5, 10)
 _QUALITY = ("psnr", "ssim")
+# Columns of errors, by the outputs that they come from.
+_ERRORS = {"error": "corner_error_px", "identity": "identity_error_px", "unmarked": "unmarked_error_px"}
 
 
 class SynchronizationEvaluation(EvaluationCallback):
@@ -20,8 +22,9 @@ class SynchronizationEvaluation(EvaluationCallback):
 
     The error of a picture is the mean distance of its four corners to where they really were, in pixels of the
     original. `within_3_px` is the share of pictures with an error of at most 3 px. `identity_error_px` is what always
-    answering "not moved" would give, `error_to_identity` the ratio of both means. `…/NAME` is over one transform; the
-    others count each transform of a picture once.
+    answering "not moved" would give, `error_to_identity` the ratio of both means. `unmarked_error_px` is the error in
+    the same pictures without a mark: where it is as small, the mark was not needed, black corners tell a rotation.
+    `…/NAME` is over one transform; the others count each transform of a picture once.
 
     Args:
         stages: Stages that end with a table on the terminal and files; values are logged in every stage.
@@ -33,6 +36,7 @@ class SynchronizationEvaluation(EvaluationCallback):
     required_outputs: ClassVar[tuple[str, ...]] = (
         "corner_error_px",
         "identity_error_px",
+        "unmarked_error_px",
         "transforms",
         *_QUALITY,
     )
@@ -49,8 +53,8 @@ class SynchronizationEvaluation(EvaluationCallback):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Errors, found and of the identity, for each transform; quality."""
-        errors = (f"{kind}/{name}" for kind in ("error", "identity") for name in self._transforms)
+        """Errors, found, of the identity and without a mark, for each transform; quality."""
+        errors = (f"{kind}/{name}" for kind in _ERRORS for name in self._transforms)
         return (*errors, *_QUALITY)
 
     def rows(
@@ -67,27 +71,25 @@ class SynchronizationEvaluation(EvaluationCallback):
             )
         rows: dict[str, Tensor | Sequence[str]] = {name: outputs[name] for name in _QUALITY}
         for position, name in enumerate(self._transforms):
-            rows[f"error/{name}"] = outputs["corner_error_px"][:, position]
-            rows[f"identity/{name}"] = outputs["identity_error_px"][:, position]
+            rows |= {f"{kind}/{name}": outputs[output][:, position] for kind, output in _ERRORS.items()}
         return rows
 
     def summarise(self, table: Table) -> dict[str, Statistic]:
         """Over all transforms, then for each."""
-        error = np.stack([table[f"error/{name}"] for name in self._transforms], axis=1)
-        identity = np.stack([table[f"identity/{name}"] for name in self._transforms], axis=1)
-        statistics: dict[str, Statistic] = {
-            "corner_error_px": mean_of(error.mean(axis=1)),
-            "identity_error_px": mean_of(identity.mean(axis=1)),
-            "error_to_identity": ratio_of_sums(error.sum(axis=1), identity.sum(axis=1)),
+        errors = {
+            output: np.stack([table[f"{kind}/{name}"] for name in self._transforms], axis=1)
+            for kind, output in _ERRORS.items()
         }
+        error, identity = errors["corner_error_px"], errors["identity_error_px"]
+        statistics: dict[str, Statistic] = {output: mean_of(each.mean(axis=1)) for output, each in errors.items()}
+        statistics["error_to_identity"] = ratio_of_sums(error.sum(axis=1), identity.sum(axis=1))
         statistics |= {f"within_{limit}_px": mean_of((error <= limit).mean(axis=1)) for limit in WITHIN_PX}
         # A picture that the mark leaves as it is has an endless ratio, which no mean can take.
         quality = np.where(np.isfinite(table["psnr"]), table["psnr"], np.nan)
         statistics |= {"psnr_db": mean_of(quality), "ssim": mean_of(table["ssim"])}
         for position, name in enumerate(self._transforms):
             own = error[:, position]
-            statistics[f"corner_error_px/{name}"] = mean_of(own)
-            statistics[f"identity_error_px/{name}"] = mean_of(identity[:, position])
+            statistics |= {f"{output}/{name}": mean_of(each[:, position]) for output, each in errors.items()}
             statistics |= {f"within_{limit}_px/{name}": mean_of((own <= limit).astype(float)) for limit in WITHIN_PX}
         return statistics
 

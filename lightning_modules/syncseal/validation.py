@@ -29,6 +29,8 @@ class SyncOutputs(TypedDict):
     """Mean distance of found to true corners (B, K), in pixels of the picture."""
     identity_error_px: Tensor
     """What the answer "not moved" gives (B, K)."""
+    unmarked_error_px: Tensor
+    """What is answered to the same pictures without a mark, equally attacked (B, K): found without its help."""
     error_share: Tensor
     """Corner errors as shares of the longer side (B, K)."""
     presence: Tensor
@@ -89,6 +91,7 @@ def _found(
     return {
         "corner_error_px": error,
         "identity_error_px": corner_error_px(frame_corners_px(height, width).to(true), true),
+        "unmarked_error_px": corner_error_px(unmarked.quads_px, true),
         "error_share": error / max(height, width),
         "presence": detection.presence,
         "spread": detection.spread,

@@ -28,6 +28,7 @@ class Known(LightningModule):
         self.answers = {
             "corner_error_px": error,
             "identity_error_px": np.tile([0.0, 20.0], (SAMPLES, 1)),
+            "unmarked_error_px": 3 * error,
             "error_share": error / 64,
             "presence": rng.normal(4, 1, (SAMPLES, 2)),
             "spread": error / 64 / 2,
@@ -62,6 +63,8 @@ def test_figures_are_those_of_the_table(tmp_path):
     wanted = {
         ("corner_error_px", ""): error.mean(),
         ("identity_error_px", ""): 10.0,
+        ("unmarked_error_px", ""): 3 * error.mean(),
+        ("unmarked_error_px", "rotate_20"): 3 * error[:, 1].mean(),
         ("error_to_identity", ""): error.mean() / 10,
         ("within_3_px", ""): (error <= 3).mean(),
         ("within_10_px", "rotate_20"): (error[:, 1] <= 10).mean(),

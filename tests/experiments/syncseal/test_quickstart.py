@@ -10,6 +10,7 @@ from lightning_modules.syncseal.module import SyncSealModule
 def test_table_has_a_row_for_each_transform():
     results = {
         ("corner_error_px", ""): (3.0, 2.0, 4.0),
+        ("unmarked_error_px", ""): (9.0, 8.0, 9.5),
         ("identity_error_px", ""): (12.0, 11.0, 13.0),
         ("within_3_px", ""): (0.6, 0.5, 0.7),
         ("error_to_identity", ""): (0.25, 0.2, 0.3),
@@ -17,8 +18,9 @@ def test_table_has_a_row_for_each_transform():
         ("psnr_db", ""): (38.5, 38.0, 39.0),
     }
     lines = as_table(results).splitlines()
-    assert lines[2] == "| all | 3.000 (2.000 to 4.000) | 12.000 (11.000 to 13.000) | 0.600 (0.500 to 0.700) |"
-    assert lines[3] == "| rotate_20 | 5.000 (4.000 to 6.000) | not measured | not measured |"
+    cells = ("all", "3.000 (2.000 to 4.000)", "9.000 (8.000 to 9.500)", "12.000 (11.000 to 13.000)")
+    assert lines[2] == f"| {' | '.join(cells)} | 0.600 (0.500 to 0.700) |"
+    assert lines[3] == f"| rotate_20 | 5.000 (4.000 to 6.000){' | not measured' * 3} |"
     assert "Error to that of not moved: 0.250 (0.200 to 0.300)" in lines[5]
     assert "SSIM: not measured" in lines[7]
 
