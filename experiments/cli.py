@@ -70,6 +70,7 @@ def _run_trainer(words: list[str]) -> None:
         if not {"-h", "--help"} & set(words):
             print(f"no --config named: using {os.path.relpath(PREDICT_CONFIG)}", file=sys.stderr)
         words = [words[0], "--config", str(PREDICT_CONFIG), *words[1:]]
+    import_module("experiments.early_checks").check_diffusion_model(words)
     # LightningCLI and the processes that DDP starts both read the command line from here.
     sys.argv[1:] = words
     import_module("experiments.trainer_cli").run()

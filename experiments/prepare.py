@@ -13,6 +13,7 @@ from datamodules.images.randomness import sample_rng
 from datamodules.images.sources import open_images
 from experiments.prepare_masksim import masksim
 from experiments.prepare_sa1b import sa1b
+from experiments.prepare_seals import seals
 from experiments.prepare_spectra import spectra
 
 
@@ -67,4 +68,11 @@ def drawn(output: Path, count: int = 100, size: int = 512, what: Literal["scenes
     print(f"{output}: {count} {what}")
 
 
-PREPARATIONS = {"manifest": manifest, "drawn": drawn, "masksim": masksim, "sa1b": sa1b, "spectra": spectra}
+PREPARATIONS = {
+    "manifest": manifest,
+    "drawn": drawn,
+    "masksim": masksim,
+    "sa1b": sa1b,
+    "seals": seals,
+    "spectra": spectra,
+}

@@ -1,16 +1,29 @@
 """`make bench`: every benchmark, one after the other."""
 
 from experiments.benchmarks import (
+    augmentation,
     compositing,
     copy_loss,
     decoding,
     predicting,
     retrieval,
+    seal_documents,
+    seal_forging,
+    seal_prompts,
     spectra,
     spectrum_data,
+    sync_embedding,
+    sync_setups,
+    sync_step,
     views,
 )
 
-for benchmark in (compositing, decoding, predicting, views, copy_loss, retrieval, spectra, spectrum_data):
+SEGMENTATION = (compositing, decoding, predicting)
+COPIES = (views, copy_loss, retrieval)
+SPECTRA = (spectra, spectrum_data)
+SYNCHRONISATION = (augmentation, sync_embedding, sync_step, sync_setups)
+SEALS = (seal_documents, seal_prompts, seal_forging)
+
+for benchmark in (*SEGMENTATION, *COPIES, *SPECTRA, *SYNCHRONISATION, *SEALS):
     print(f"\n{benchmark.__name__}")
     benchmark.main([])

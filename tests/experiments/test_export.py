@@ -82,7 +82,9 @@ def checkpoint(module, tmp_path_factory):
     return as_cli_checkpoint(module, tmp_path_factory.mktemp("run") / "last.ckpt", threshold=None)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "pt2" else ()) for name in FORMATS]
+)
 def test_the_file_answers_as_the_module_in_a_process_without_our_code(module, checkpoint, tmp_path, name, capsys):
     output = tmp_path / "folder" / f"marks.{name}"
     export(output, checkpoint, format=name)

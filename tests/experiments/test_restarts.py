@@ -75,7 +75,8 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert not different
 
 
-@pytest.mark.parametrize("killed_at", [pytest.param(5, marks=pytest.mark.slow), 11])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_at", [5, 11])
 def test_killed_run_resumes_to_the_weights_of_an_unbroken_one(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, killed_at: int, unbroken: dict[str, torch.Tensor]
 ) -> None:

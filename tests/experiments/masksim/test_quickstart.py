@@ -65,6 +65,7 @@ def learnt_auroc(train, test, labels: np.ndarray) -> float:
     return auroc(scores, test[1])
 
 
+@pytest.mark.slow
 def test_traces_are_learnt_and_shuffled_labels_teach_nothing() -> None:
     data = toy_data()
     (train, labels), test = samples_of(data, "train"), samples_of(data, "test")

@@ -258,6 +258,7 @@ os._exit(0)  # gloo's threads at times abort the interpreter's own exit
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(tmp_path):
     torch.manual_seed(0)
     arguments = {"generators": ["rows", "columns"], "img_size": 24, "preprocess": "linear3x3", **OURS}

@@ -1,0 +1,35 @@
+"""A trained diffusion model as a folder that other programs load."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class DiffusionFolder(Callback):
+    """Writes the module's diffusion model in diffusers layout at the end of training.
+
+    Args:
+        path: The folder; ``diffusion`` in the run's folder where not given.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a module without a diffusion model, and a place that is taken by something else."""
+        if not callable(getattr(pl_module, "save_model", None)):
+            raise ValueError(f"DiffusionFolder writes a diffusion model, and {type(pl_module).__name__} trains none")
+        folder = None if self.path is None else Path(self.path)
+        if folder is not None and (folder.is_file() or _holds_other_things(folder)):
+            raise ValueError(f"`path` of DiffusionFolder is {folder}, which holds something else: name a new folder")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the model."""
+        folder = trainer.log_dir or trainer.default_root_dir  # talks to all ranks: never behind a rank test
+        if trainer.is_global_zero:
+            cast(Any, pl_module).save_model(self.path or str(Path(folder) / "diffusion"))
+
+
+def _holds_other_things(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file()

@@ -1,0 +1,1 @@
+"""Seal2Real: what would a real seal look like here?"""
