@@ -30,7 +30,7 @@ else
 endif
 	@touch $@
 
-quickstart: install  ## train, test and predict on embedded data, ending with a picture and a table; or METHOD=sscd
+quickstart: install  ## train, test and predict on embedded data, ending with a picture and a table; or METHOD=sscd, masksim, syncseal, seal2real
 	$(BIN)/python -m experiments.$(METHOD).quickstart
 
 test: install  ## the fast suite on every core, with coverage
