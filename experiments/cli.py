@@ -92,7 +92,10 @@ def _run_tool(words: list[str]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if "against any of the Union" in text:  # jsonargparse's, around what a class said of its arguments
+        text = import_module("experiments.one_line").condense(text)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _fail(message: str, code: int = 2) -> int:

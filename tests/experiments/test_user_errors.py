@@ -72,6 +72,14 @@ def test_wrong_type_names_key_and_value(error: Callable[..., str]) -> None:
     assert "many" in told
 
 
+def test_what_a_class_says_of_its_arguments_stands_alone(error: Callable[..., str], tmp_path: Path) -> None:
+    named = ("fit", "--config", CONFIGS / "syncseal" / "quickstart.yaml", "--model.geometric.weights", "{rotat: 1}")
+    told = error(*named)
+    assert told.startswith("sealmark: error: geometric.weights has rotat; known are identity, crop, hflip, rotate")
+    assert "Union" not in told
+    assert "Given value" not in told
+
+
 def test_missing_config_names_the_file(error: Callable[..., str]) -> None:
     assert "nowhere.yaml" in error("fit", "--config", "nowhere.yaml", recipe=())
 
