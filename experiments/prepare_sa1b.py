@@ -7,14 +7,11 @@ import io
 import json
 import os
 import tarfile
-import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context, parent_process
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -24,7 +21,8 @@ from datamodules.images.decoding import decode_bytes
 from datamodules.images.errors import UnreadableImageError
 from datamodules.images.listing import IMAGE_EXTENSIONS, ImageListing
 from datamodules.images.shards import SHARD_FOLDER, shrunk
-from experiments.shard_joining import INDEX_FIELDS, join, progress_bar, write_whole
+from experiments.part_workers import count_done, make_parts
+from experiments.shard_joining import INDEX_FIELDS, join, write_whole
 
 Frame = Literal["short", "squash"]
 MAX_MEMBER_BYTES = 1 << 28  # a member that claims more is not read into memory
@@ -141,47 +139,8 @@ def sidecar(output: Path, shard: int) -> Path:
 
 def run(plan: Plan, output: Path, todo: list[int], workers: int) -> None:
     """Make shards in processes, under a bar that counts bytes of tar files, or pictures of folders."""
-    if not todo:
-        return
-    context = get_context("forkserver")
-    done = context.Array("q", 2)
-    pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start, initargs=(done,))
     total = sum(plan.sources[shard][3] for shard in todo)
-    pending: set[Future[None]] = set()
-    try:
-        with progress_bar() as bar:
-            task = bar.add_task("preparing", total=total, rate="")
-            pending = {pool.submit(make_shard, plan, output, shard) for shard in todo}
-            while pending:
-                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
-                elapsed = max(1e-3, bar.tasks[0].elapsed or 0.0)
-                bar.update(task, completed=done[0], rate=f"{done[1] / elapsed:.0f} images/s")
-    except BrokenProcessPool as error:
-        raise ValueError(
-            f"a worker was killed, perhaps for memory: lower --workers {workers} and start again"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_done: Any = None  # bytes and images of all workers of this run
-
-
-def _start(done: Any) -> None:
-    global _done
-    _done = done
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End at once when the main process was killed: the next start makes this worker's shard anew."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    make_parts(partial(make_shard, plan, output), todo, workers, "preparing", total, "images")
 
 
 def make_shard(plan: Plan, output: Path, shard: int) -> None:
@@ -213,10 +172,7 @@ def make_shard(plan: Plan, output: Path, shard: int) -> None:
 
 
 def _count(step: int) -> None:
-    if _done is not None:
-        with _done.get_lock():
-            _done[0] += step
-            _done[1] += 1
+    count_done(step)
 
 
 def read_source(plan: Plan, shard: int) -> Iterator[tuple[str, bytes | str, int]]:

@@ -6,12 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context, parent_process
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +30,8 @@ from datamodules.seal_sets import (
 )
 from datamodules.transforms.documents.samples import DocumentSettings, Domain, draw_document
 from datamodules.transforms.seals.seal_fonts import script_faces
-from experiments.shard_joining import progress_bar, write_whole
+from experiments.part_workers import count_done, make_parts
+from experiments.shard_joining import write_whole
 
 PARTS_FOLDER = ".parts"
 CHUNK = 128  # documents that a process makes at a time; as many are made anew after a kill
@@ -142,46 +140,8 @@ def part_of(output: Path, chunk: int) -> Path:
 
 def run(plan: Plan, output: Path, todo: list[int], workers: int) -> None:
     """Make chunks in processes under a bar that counts documents."""
-    if not todo:
-        return
-    context = get_context("forkserver")
-    done = context.Value("q", 0)
-    pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_start, initargs=(done,))
-    pending: set[Future[None]] = set()
-    try:
-        with progress_bar() as bar:
-            task = bar.add_task("drawing", total=sum(len(plan.chunk(chunk)) for chunk in todo), rate="")
-            pending = {pool.submit(make_chunk, plan, output, chunk) for chunk in todo}
-            while pending:
-                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
-                elapsed = max(1e-3, bar.tasks[0].elapsed or 0.0)
-                bar.update(task, completed=done.value, rate=f"{done.value / elapsed:.0f} documents/s")
-    except BrokenProcessPool as error:
-        raise ValueError(
-            f"a worker was killed, perhaps for memory: lower --workers {workers} and start again"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_done: Any = None  # documents of all workers of this run
-
-
-def _start(done: Any) -> None:
-    global _done
-    _done = done
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End at once when the main process was killed: the next start makes this worker's chunk anew."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    total = sum(len(plan.chunk(chunk)) for chunk in todo)
+    make_parts(partial(make_chunk, plan, output), todo, workers, "drawing", total, "documents")
 
 
 def make_chunk(plan: Plan, output: Path, chunk: int) -> None:
@@ -198,9 +158,7 @@ def make_chunk(plan: Plan, output: Path, chunk: int) -> None:
                 "text": text_of(document),
             }
         )
-        if _done is not None:
-            with _done.get_lock():
-                _done.value += 1
+        count_done()
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_whole(part_of(output, chunk), lines.encode())
 
