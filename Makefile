@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null)
 GOLDENS ?= tests/goldens
 METHOD ?= watermark_segmentation
 
-.PHONY: help install quickstart test test-slow lint docs format bench clean
+.PHONY: help install quickstart test test-slow test-long lint docs format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,10 +34,13 @@ quickstart: install  ## train, test and predict on embedded data, ending with a 
 	$(BIN)/python -m experiments.$(METHOD).quickstart
 
 test: install  ## the fast suite on every core, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --cov --cov-report=term:skip-covered --goldens $(GOLDENS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not long and not gpu" --cov --cov-report=term:skip-covered --goldens $(GOLDENS)
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --goldens $(GOLDENS)
+
+test-long: install  ## kills, fuzzing and soaks: hours
+	$(BIN)/python -m pytest -m long --timeout 14400 --goldens $(GOLDENS)
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -45,7 +48,7 @@ lint: install  ## ruff and mypy
 	$(BIN)/mypy
 
 docs: install  ## check the pages: links, named files, commands, and the worked example
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not gpu" tests/docs
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not long and not gpu" tests/docs
 
 format: install  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
