@@ -71,7 +71,8 @@ class PlainProgress(ProgressBar):
         if trainer.max_steps > 0:
             return trainer.global_step, trainer.max_steps
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        return done, trainer.num_training_batches * (trainer.max_epochs or 1)
+        endless = trainer.max_epochs == -1
+        return done, float("inf") if endless else trainer.num_training_batches * (trainer.max_epochs or 1)
 
     def _begin(self, first: int) -> None:
         self._started = self._printed = time.monotonic()

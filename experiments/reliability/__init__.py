@@ -1,0 +1,1 @@
+"""Programs that show how runs hold up: kills, hours of running, a million images."""
