@@ -7,8 +7,11 @@ STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 GOLDENS ?= tests/goldens
 METHOD ?= watermark_segmentation
+# Other versions than the tested ones, with uv: make install CONSTRAINTS= (newest), and RESOLUTION=lowest-direct (oldest).
+CONSTRAINTS ?= constraints.txt
+RESOLUTION ?= highest
 
-.PHONY: help install quickstart test test-slow test-long lint docs format bench clean
+.PHONY: help install quickstart test test-slow test-long lint docs audit hashes format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,11 +25,11 @@ $(STAMP): pyproject.toml constraints.txt
 ifdef UV
 	@echo "install: with uv, about 6 GB on disk"
 	@test -x $(BIN)/python || uv venv --quiet --seed --python $(PYTHON) $(VENV)
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --resolution $(RESOLUTION) $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
 else
 	@echo "install: with pip (uv would be faster: pip install uv), about 6 GB on disk"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
 endif
 	@touch $@
 
@@ -39,8 +42,8 @@ test: install  ## the fast suite on every core, with coverage
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --goldens $(GOLDENS)
 
-test-long: install  ## kills, fuzzing and soaks: hours
-	$(BIN)/python -m pytest -m long --timeout 14400 --goldens $(GOLDENS)
+test-long: install  ## kills, fuzzing and soaks: hours; a part of them: LONG=kills, hostile or soak
+	$(BIN)/python -m pytest -m long -k "$(LONG)" --timeout 14400 --goldens $(GOLDENS)
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -49,6 +52,13 @@ lint: install  ## ruff and mypy
 
 docs: install  ## check the pages: links, named files, commands, and the worked example
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not long and not gpu" tests/docs
+
+audit: install  ## licences of all dependencies, and known weaknesses where the service can be reached
+	@$(BIN)/python -c 'import pip_audit' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) pip-audit || true
+	$(BIN)/python -m experiments.audit
+
+hashes:  ## requirements.hashes.txt: the tested versions with their hashes, for pip install --require-hashes (needs uv)
+	uv pip compile pyproject.toml --constraint constraints.txt --generate-hashes --no-emit-index-url --no-annotate --quiet -o requirements.hashes.txt
 
 format: install  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
