@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -13,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from callbacks.prediction_files import complete_size, count_lines, explained, write_all
+from lightning_modules.functional.plain_json import parse_json, quoted
 
 Floats = NDArray[np.float32]
 SIZE_KEY = "descriptor_size"
 """Entry of each line: how many numbers its row has, so that a file of rows can be read and repaired."""
+_MOST_NUMBERS = 1 << 20  # a row
 
 
 class RowFile:
@@ -33,7 +34,7 @@ class RowFile:
         self._rows = rows
         self._bytes = 0
         with explained(path):
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
 
     def put(self, position: int, row: Floats) -> None:
         """Write one row (D,)."""
@@ -157,6 +158,9 @@ def read_descriptors(folder: Path) -> tuple[Records, Rows]:
     lines = sorted(folder.glob("predictions.rank*.jsonl"), key=_rank)
     if not lines:
         raise FileNotFoundError(f"{folder} holds no predictions: name the output folder of `sealmark predict`")
+    for path in (each for line in lines for each in (line, _row_path(line))):
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError(f"{path} is no file: predict again into an empty folder")
     sizes = {path: _descriptor_size(path) for path in lines}
     used = [path for path in lines if complete_size(path)]
     if not used or not all(sizes[path] and _row_path(path).exists() for path in used):
@@ -185,14 +189,24 @@ def _row_path(lines: Path) -> Path:
 
 
 def _rank(path: Path) -> int:
-    return int(path.name.split(".rank")[1].split(".")[0])
+    number = path.name.split(".rank")[1].split(".")[0]
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"{path} is not of this project: remove it, or name another folder")
+    return int(number)
 
 
 def _descriptor_size(lines: Path) -> int:
     """Return the numbers a row by the word of the first line; 0 where there is none."""
     with lines.open("rb") as file:
         line = file.readline()
-    return int(_parsed(line, lines, 1).get(SIZE_KEY, 0)) if line.endswith(b"\n") else 0
+    if not line.endswith(b"\n"):
+        return 0
+    size = _parsed(line, lines, 1).get(SIZE_KEY, 0)
+    if not isinstance(size, int) or not 0 <= size <= _MOST_NUMBERS:
+        raise ValueError(
+            f"{lines}, line 1, tells of a row of {quoted(size)} numbers: predict again into an empty folder"
+        )
+    return size
 
 
 def _line_starts(path: Path) -> NDArray[np.int64]:
@@ -206,10 +220,7 @@ def _line_starts(path: Path) -> NDArray[np.int64]:
 
 
 def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}, is not JSON ({error}): predict again into an empty folder") from error
+    record = parse_json(line, f"{path}, line {number},")
     if not isinstance(record, dict):
         raise ValueError(f"{path}, line {number}, is no prediction: predict again into an empty folder")
     return record

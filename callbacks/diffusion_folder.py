@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.fsdp import FSDPModule
 
 
 class DiffusionFolder(Callback):
@@ -26,9 +27,16 @@ class DiffusionFolder(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the model."""
-        folder = trainer.log_dir or trainer.default_root_dir  # talks to all ranks: never behind a rank test
-        if trainer.is_global_zero:
-            cast(Any, pl_module).save_model(self.path or str(Path(folder) / "diffusion"))
+        # Both talk to all ranks: never behind a rank test.
+        folder = trainer.log_dir or trainer.default_root_dir
+        weights = trainer.strategy.lightning_module_state_dict()
+        if not trainer.is_global_zero:
+            return
+        whole = pl_module
+        if any(isinstance(part, FSDPModule) for part in pl_module.modules()):
+            whole = type(pl_module)(**pl_module.hparams)
+            whole.load_state_dict(weights)
+        cast(Any, whole).save_model(self.path or str(Path(folder) / "diffusion"))
 
 
 def _holds_other_things(folder: Path) -> bool:

@@ -6,9 +6,11 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakSet
@@ -16,6 +18,8 @@ from weakref import WeakSet
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_modules.functional.plain_json import parse_json
 
 ImageFormat = Literal["png", "jpg"]
 TEMPORARY_SUFFIX = ".part"
@@ -69,7 +73,7 @@ class JsonLines:
         self.path = path
         self._size = 0 if fresh else complete_size(path)
         with explained(path):
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             os.ftruncate(self._file, self._size)
             os.lseek(self._file, 0, os.SEEK_END)
 
@@ -137,11 +141,29 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}, is not JSON ({error.msg}): delete that line to go on"
-                ) from error
+                record = parse_json(line, f"{path}, line {number},")
+            except ValueError as error:
+                raise ValueError(f"{error}: delete that line to go on") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number}, is no record: delete that line to go on")
+            yield record
+
+
+def refuse_links(folder: Path, patterns: Iterable[str]) -> None:
+    """Refuse a folder whose entries lead elsewhere or are no files: writing to them would change what is not in it.
+
+    Args:
+        folder: What is to be written into.
+        patterns: Which entries; a folder among them may not be a link either.
+    """
+    wanted = tuple(patterns)
+    # Not by `glob`, which sees no link to nothing; writing through one would make a file there.
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not any(fnmatch(path.name, pattern) for pattern in wanted):
+            continue
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and "." not in path.name)):
+            raise ValueError(f"{path} is no plain file but a link or the like: remove it, or name another folder")
 
 
 def count_lines(path: Path) -> int:
@@ -155,7 +177,7 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     with explained(path):
         try:
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
             try:
                 write_all(file, data)
             finally:
@@ -210,7 +232,7 @@ def _lock(path: Path) -> int:
     """Open a file and lock it until it is closed; -1 where it is locked already."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

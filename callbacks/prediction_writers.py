@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,11 +30,15 @@ from callbacks.prediction_files import (
     cut_torn_line,
     explained,
     read_records,
+    refuse_links,
     write_whole,
 )
+from lightning_modules.functional.plain_json import parse_json
 
 _PENDING_BYTES = 64 << 20  # images waiting for a thread; more than that and the network waits
 _STEM_BYTES = 120  # of the 255 that a file name may have
+_OWN_ENTRIES = (".lock.rank*", "*.rank*.jsonl", "*.rank*.f32", "predictions.json", "images")
+_OWN_TEMPORARY = ("predictions.json", "images/*", "realised/*", "realised/*/*")
 
 
 class PredictionWriter(Callback):
@@ -82,6 +86,7 @@ class PredictionWriter(Callback):
         log_dir = trainer.log_dir or trainer.default_root_dir
         self._folder = Path(self.output_dir) if self.output_dir else Path(log_dir) / "predictions"
         self._checked = False
+        refuse_links(self._folder, _OWN_ENTRIES)
         self._take_folder(trainer)
         if trainer.is_global_zero:
             _repair(self._folder)
@@ -185,7 +190,7 @@ class PredictionWriter(Callback):
             return
         path = self._folder / "predictions.json"
         mine = _fingerprint(trainer, pl_module)
-        theirs = json.loads(path.read_text()).get("fingerprint") if path.exists() else None
+        theirs = _stored_fingerprint(path) if path.exists() else None
         if theirs != mine and (path.exists() or self._before):
             raise ValueError(
                 f"{self._folder} holds predictions of another model or other settings: choose another "
@@ -316,8 +321,10 @@ def _repair(folder: Path) -> None:
         cut_torn_line(path)
     for path in folder.glob("predictions.rank*.jsonl"):
         repair_rows(path)
-    for path in folder.glob(f"**/*{TEMPORARY_SUFFIX}"):
-        path.unlink()
+    # Of ours alone: a user may have named a folder with half-made files of others.
+    for pattern in _OWN_TEMPORARY:
+        for path in folder.glob(pattern + TEMPORARY_SUFFIX):
+            path.unlink()
 
 
 def _read_done(folder: Path) -> tuple[set[str], frozenset[int]]:
@@ -325,11 +332,27 @@ def _read_done(folder: Path) -> tuple[set[str], frozenset[int]]:
     done: set[str] = set()
     taken: set[int] = set()
     for path in sorted(folder.glob("predictions.rank*.jsonl")):
-        for record in read_records(path):
-            done.add(record["path"])
-            for key, name in record.get("images", {}).items():
+        for number, record in enumerate(read_records(path), start=1):
+            named, images = record.get("path"), record.get("images", {})
+            if not isinstance(named, str) or not isinstance(images, dict) or not _all_texts(images.values()):
+                raise ValueError(
+                    f"{path}, line {number}, is no prediction: delete that line to predict its input again"
+                )
+            done.add(named)
+            for key, name in images.items():
                 taken.add(hash(name.rsplit(f"_{key}.", 1)[0]))
     return done, frozenset(taken)
+
+
+def _all_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _stored_fingerprint(path: Path) -> Any:
+    about = parse_json(path.read_bytes(), str(path))
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} does not say what made the predictions: predict again into an empty folder")
+    return about.get("fingerprint")
 
 
 def _fingerprint(trainer: Trainer, pl_module: LightningModule) -> str:
@@ -351,4 +374,7 @@ def _name(pl_module: LightningModule) -> str:
 
 
 def _rank_of(path: Path) -> str:
-    return path.name.split(".rank")[1].split(".")[0]
+    number = path.name.split(".rank")[1].split(".")[0]
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"{path} is not of this project: remove it, or name another folder")
+    return number

@@ -20,9 +20,11 @@ from callbacks.prediction_files import (
     encode_image,
     explained,
     read_records,
+    refuse_links,
     write_whole,
 )
 from callbacks.prediction_writers import PredictionWriter
+from lightning_modules.functional.plain_json import quoted
 
 Pixels = NDArray[np.uint8]
 # Folders of a set, and what a batch calls what goes into them.
@@ -65,6 +67,7 @@ class RealisedSet(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the folder and opens the list of what is written."""
+        refuse_links(self._folder, (LISTS, PICTURES, *PLANES))
         with explained(self._folder):
             (self._folder / PICTURES).mkdir(parents=True, exist_ok=True)
         self._lines = JsonLines(self._folder / f"labels.rank{trainer.global_rank}.jsonl")
@@ -143,7 +146,23 @@ def contact_sheet(pairs: Sequence[tuple[Pixels, Pixels]]) -> Pixels:
 
 def join_labels(folder: Path, fingerprint: str) -> None:
     """Write `annotations.json`, `text.jsonl` and `manifest.json` of the documents that are listed in a folder."""
-    lines = sorted(_listed(folder).values(), key=lambda line: str(line["file_name"]))
+    try:
+        coco, rows, about = _joined(sorted(_listed(folder).values(), key=lambda line: str(line["file_name"])))
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"the lines in {folder}/{LISTS} are not those of a realised set ({quoted(str(error))}): name another folder"
+        ) from None
+    _write_text(folder / "annotations.json", json.dumps(coco, ensure_ascii=False) + "\n")
+    _write_text(folder / "text.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    sums = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("annotations.json", "text.jsonl")
+    }
+    about = {"count": about["count"], "realiser": fingerprint, **about, "sha256": sums}
+    _write_text(folder / "manifest.json", json.dumps(about, indent=1) + "\n")
+
+
+def _joined(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """Return COCO's object, the rows of text, and what is counted."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -154,15 +173,9 @@ def join_labels(folder: Path, fingerprint: str) -> None:
             annotations.append({"id": len(annotations), "image_id": number, **annotation})
         rows += [{"image": line["file_name"], **row} for row in line.get("text", [])]
     categories: list[Any] = next((line["categories"] for line in lines if line.get("categories")), [])
-    coco = {"categories": categories, "images": images, "annotations": annotations}
-    _write_text(folder / "annotations.json", json.dumps(coco, ensure_ascii=False) + "\n")
-    _write_text(folder / "text.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     changed = sum(int(line.get("changed_outside", 0)) for line in lines)
-    sums = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("annotations.json", "text.jsonl")
-    }
-    about = {"count": len(lines), "realiser": fingerprint, "pixels_changed_outside": changed, "sha256": sums}
-    _write_text(folder / "manifest.json", json.dumps(about, indent=1) + "\n")
+    coco = {"categories": categories, "images": images, "annotations": annotations}
+    return coco, rows, {"count": len(lines), "pixels_changed_outside": changed}
 
 
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """What keeps a run's work: stopping at a step's end with a checkpoint, and a list of files left out."""
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -9,15 +8,33 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.rank_zero import _get_rank
 
+from callbacks.prediction_files import cut_torn_line, read_records
 from callbacks.prediction_writers import PredictionWriter
+from callbacks.run_folder import RunFolderLogger
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 is what clusters send some minutes before a job's time is over.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def heed_early_signal() -> None:
+    """End by SIGUSR1 before a stage begins, with the exit code that it has later: a job script starts such a run again.
+
+    Under SLURM Lightning would take the signal and save from inside its handler: in the middle of a step, into the
+    folder of all runs, while another rank may wait in a collective. It leaves alone a handler that is there already.
+    """
+    signal.signal(signal.SIGUSR1, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 class GracefulStop(Callback):
-    """Ends a run on Ctrl-C or SIGTERM with a line that says how to go on.
+    """Ends a run on Ctrl-C, SIGTERM or SIGUSR1 with a line that says how to go on.
 
     Training ends after the running step with a checkpoint, since one written in the middle of a step would not resume
     exactly; prediction ends after the running batch, since its files are whole then. There the signal is only noted,
@@ -62,11 +79,15 @@ class GracefulStop(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save and leave if any rank was told to."""
-        stop = self.received is not None
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return  # a checkpoint does not hold the gradients of half a step
+        received = self.received or 0
         if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
-            self._save_and_leave(trainer)
+            # By number: every rank must end with the same exit code, also one that the signal has not reached yet.
+            number = torch.tensor(received, device=trainer.strategy.root_device)
+            received = int(trainer.strategy.reduce(number, reduce_op="max"))
+        if received:
+            self._save_and_leave(trainer, received)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
@@ -114,23 +135,37 @@ class GracefulStop(Callback):
             signal.signal(number, handler)
         self._previous = {}
 
-    def _save_and_leave(self, trainer: Trainer) -> None:
+    def _save_and_leave(self, trainer: Trainer, received: int) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         path = folder / "checkpoints" / f"interrupted-step{trainer.global_step}.ckpt"
+        # Before the checkpoint, after which all ranks have met: from the first one that leaves on, any may be killed.
+        for logger in trainer.loggers:
+            logger.save()
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            print(
-                f"stopped at epoch {trainer.current_epoch}, step {trainer.global_step}; go on with:\n"
-                f"  sealmark fit --config {folder / 'config.yaml'} --ckpt_path {path}",
-                file=sys.stderr,
-            )
+            print(_advice_for_training(trainer, folder, path), file=sys.stderr)
         self._restore()
-        raise SystemExit(128 + (self.received or signal.SIGTERM))
+        raise SystemExit(128 + received)
 
 
 def _tell(line: str) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if not _get_rank():
         print(f"\n{line}", file=sys.stderr)
+
+
+def _advice_for_training(trainer: Trainer, folder: Path, saved: Path) -> str:
+    """Say how to go on; an older checkpoint of this kind is removed, which would else be left by every restart."""
+    place = f"stopped at epoch {trainer.current_epoch}, step {trainer.global_step}"
+    failure = getattr(trainer.strategy.checkpoint_io, "failure", "")
+    if failure:
+        return f"{place} without a checkpoint: {failure}"
+    for path in saved.parent.glob("interrupted-step*.ckpt"):
+        if path != saved:
+            path.unlink()
+    first = next(iter(trainer.loggers), None)
+    if isinstance(first, RunFolderLogger) and first.has_name:
+        return f"{place}; the same command goes on where --ckpt_path last is part of it (checkpoint {saved})"
+    return f"{place}; go on with:\n  sealmark fit --config {folder / 'config.yaml'} --ckpt_path {saved}"
 
 
 def _advice_for_prediction(trainer: Trainer) -> str:
@@ -153,12 +188,17 @@ class SkippedFiles(Callback):
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
+        self._listed_before = 0
         self._path = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle where the list goes while all ranks are here: asking for the folder talks to all of them."""
         name = "skipped.jsonl" if trainer.world_size == 1 else f"skipped.rank{trainer.global_rank}.jsonl"
         self._path = Path(trainer.log_dir or trainer.default_root_dir) / name
+        if self._path.exists():  # of an earlier start of the same run
+            cut_torn_line(self._path)
+            self.seen.update(str(entry.get("path")) for entry in read_records(self._path))
+        self._listed_before = len(self.seen)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """List what training left out."""
@@ -174,9 +214,10 @@ class SkippedFiles(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say how many files were left out."""
-        if self.seen:
+        fresh = len(self.seen) - self._listed_before
+        if fresh:
             print(
-                f"{len(self.seen)} unreadable files were left out, listed in {self._path}",
+                f"{fresh} unreadable files were left out, listed in {self._path}",
                 file=sys.stderr,
             )
 

@@ -102,7 +102,7 @@ class SplitSampler(DistributedSampler[SampleKey]):
 class ResumableLoader(DataLoader[Any]):
     """A training loader that goes on in the middle of an epoch.
 
-    Its datamodule stores `state_dict` in checkpoints. Samples are functions of their key, so the number of batches
+    Its datamodule stores in checkpoints how far it is. Samples are functions of their key, so the number of batches
     already handed out is all there is to remember; no batch is drawn again to get there.
     """
 
@@ -119,13 +119,17 @@ class ResumableLoader(DataLoader[Any]):
             self.handed_out += 1
             yield batch
 
+    def go_on_behind(self, batches: int) -> None:
+        """Start the next epoch behind as many batches; a finished epoch starts at its beginning."""
+        self.handed_out = batches  # for a checkpoint that is saved before the next batch
+        self._resume_at = batches % len(self)
+
     def state_dict(self) -> dict[str, int]:
-        """Return how many batches of the running epoch were handed out."""
-        return {"handed_out": self.handed_out}
+        """Return nothing: this is here because Lightning warns of loaders without."""
+        return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Start the next epoch behind the batches of `state`; a finished epoch starts at its beginning."""
-        self._resume_at = state["handed_out"] % len(self)
+        """Leave it to the datamodule, which knows of `limit_train_batches`."""
 
 
 def collate_samples(samples: Sequence[Sample | SkippedSample], stack: bool = True) -> dict[str, Any]:
@@ -223,6 +227,7 @@ class ProvenanceDataModule(LightningDataModule):
         self._images: ImageSource | None = None
         self._excluded: frozenset[str] = frozenset()
         self._train_loader: ResumableLoader | None = None
+        self.worker_timeout = 0.0  # seconds to wait for a batch; the process watch of a run says how many
         self._resume_from: dict[str, int] | None = None
 
     def collate_evaluation(self, samples: Sequence[Sample | SkippedSample]) -> dict[str, Any]:
@@ -258,7 +263,7 @@ class ProvenanceDataModule(LightningDataModule):
             )
         self._train_loader = self._loader("train", ResumableLoader, self.batch_size)
         if self._resume_from is not None:
-            self._train_loader.load_state_dict(self._resume_from)
+            self._train_loader.go_on_behind(self._resume_from["handed_out"])
             self._resume_from = None
         return self._train_loader
 
@@ -266,7 +271,7 @@ class ProvenanceDataModule(LightningDataModule):
         """Return how far the running epoch is, for the checkpoint; a finished epoch counts as not begun."""
         if self._train_loader is None:
             return {}
-        state = self._train_loader.state_dict()
+        state = {"handed_out": self._train_loader.handed_out}
         # `limit_train_batches` may end an epoch before the loader does.
         if self.trainer is not None and state["handed_out"] >= self.trainer.num_training_batches:
             state["handed_out"] = 0
@@ -278,6 +283,9 @@ class ProvenanceDataModule(LightningDataModule):
         Lightning would restore the loader itself, but not where a schedule asks for `estimated_stepping_batches`:
         that sets the loader up before the checkpoint's loops are read, and its state is then never given to it.
         """
+        handed_out = state_dict.get("handed_out", None if state_dict else 0) if isinstance(state_dict, dict) else None
+        if not isinstance(handed_out, int) or handed_out < 0:
+            raise ValueError("the checkpoint does not say how many batches were handed out: name one of this project")
         self._resume_from = state_dict or None
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -350,6 +358,7 @@ class ProvenanceDataModule(LightningDataModule):
         options["generator"] = torch.Generator().manual_seed(self.seed)
         if workers:
             options |= {"worker_init_fn": _start_worker, "persistent_workers": True, "prefetch_factor": 2}
+            options["timeout"] = self.worker_timeout
         return options
 
 
@@ -360,9 +369,10 @@ def _collate_any_size(samples: Sequence[Sample | SkippedSample]) -> dict[str, An
 
 
 def _start_worker(worker_id: int) -> None:
-    """Keep a worker to one thread, and leave Ctrl-C and SIGTERM to the main process."""
+    """Keep a worker to one thread, and leave Ctrl-C, SIGTERM and SIGUSR1 to the main process."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # Blocked in this thread and in all that it starts, so that the waiting one gets it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_parent_says, daemon=True).start()

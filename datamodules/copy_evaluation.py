@@ -25,6 +25,7 @@ from datamodules.base import (
     collate_samples,
     pack_images,
 )
+from datamodules.images.decoding import opened_header
 from datamodules.images.sources import FileSource, ImageSource, open_images
 from datamodules.images.splits import Split
 from lightning_modules.functional.challenge_files import read_ground_truth
@@ -100,7 +101,7 @@ class EvaluationImages(Dataset[Sample]):
         if not isinstance(source, FileSource):
             return 0, 0  # drawn scenes have one size
         try:
-            with Image.open(source.path(position)) as header:
+            with opened_header(source.path(position)) as header:
                 return resized_hw(header.height, header.width, self.resize)
         except Exception:  # reading the image will say what is wrong with it
             return 0, 0

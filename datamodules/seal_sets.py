@@ -1,6 +1,5 @@
 """Sets of documents with seals on disk: the layout that `sealmark prepare seals` writes, and those of public sets."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from datamodules.transforms.documents.films import LineLabel, SealLabel
 from datamodules.transforms.documents.page_text import PageLine
 from datamodules.transforms.documents.samples import Document
 from datamodules.transforms.seals.layouts import KINDS
+from lightning_modules.functional.plain_json import parse_json, quoted
 
 ANNOTATIONS, TEXT, MANIFEST = "annotations.json", "text.jsonl", "manifest.json"
 PLANES = ("images", "pages", "ink", "visible", "alpha", "area")
@@ -101,7 +101,7 @@ def seal_of(annotation: Mapping[str, Any]) -> SealLabel:
         LineLabel(line["text"], line["role"], _points(line["polygon"]), bool(line["legible"]))
         for line in attributes["lines"]
     )
-    kind = KINDS[annotation["category_id"] - 1]
+    kind = dict(enumerate(KINDS, 1))[annotation["category_id"]]
     box = (float(x), float(y), float(x + wide), float(y + high))
     outline = _points(annotation["segmentation"][0])
     return SealLabel(kind, attributes["color"], box, float(attributes["angle_deg"]), lines, outline)
@@ -122,14 +122,20 @@ class SealSet:
         self.folder = folder
         coco = _read_json(folder / ANNOTATIONS)
         try:
-            self.files = [str(image["file_name"]) for image in coco["images"]]
+            self.files = [_inner(image["file_name"]) for image in coco["images"]]
             self._captures = [str(image.get("capture", "")) for image in coco["images"]]
             place = {image["id"]: number for number, image in enumerate(coco["images"])}
             self._annotations: dict[int, list[Json]] = defaultdict(list)
             for annotation in coco["annotations"]:
                 self._annotations[place[annotation["image_id"]]].append(annotation)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / ANNOTATIONS}: {error} is missing: write the set anew") from error
+        except KeyError as error:
+            raise ValueError(
+                f"{folder / ANNOTATIONS}: {quoted(error.args[0])!r} is missing: write the set anew"
+            ) from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{folder / ANNOTATIONS} is no COCO of ours ({quoted(str(error))}): write it anew"
+            ) from None
         self._text = _text_rows(folder / TEXT)
         missing = [plane for plane in PLANES if not (folder / plane).is_dir()]
         if missing or not self.files:
@@ -159,6 +165,14 @@ class SealSet:
     def __getitem__(self, index: int) -> Document:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of a seal set of {len(self)}")
+        try:
+            return self._document(index)
+        except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+            raise ValueError(
+                f"the labels of {self.path(index)} cannot be understood ({quoted(str(error))}): write the set anew"
+            ) from None
+
+    def _document(self, index: int) -> Document:
         planes = {plane: self.plane(index, plane) for plane in PLANES}
         printed = [row for row in self.text(index) if row["source"] == "page"]
         return Document(
@@ -194,21 +208,32 @@ def read_seal_set(folder: str | Path) -> SealSet:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), path.name)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): write the set anew") from error
+
+
+def _inner(name: Any) -> str:
+    """Return the name of a picture, which must be below the set's folder."""
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise ValueError(f"{quoted(name)} is no name of a picture in the set")
+    return name
 
 
 def _text_rows(path: Path) -> dict[str, list[Json]]:
     rows: dict[str, list[Json]] = defaultdict(list)
     if not path.is_file():
         return rows
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows[row.pop("image")].append(row)
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: no row of text with an image ({error!r})") from error
+    try:
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}): write the set anew") from None
+    # Not `splitlines`, which cuts within texts, at the line ends of other alphabets.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
+        row = parse_json(line, f"{path}, line {number},")
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+            raise ValueError(f"{path}, line {number}: no row of text with an image")
+        rows[row.pop("image")].append(row)
     return dict(rows)
 
 
@@ -277,9 +302,10 @@ def rest_seals(labels: str | Path, images: str | Path) -> Iterator[ReadSeal]:
     for name, rows in table.items():
         path = by_number.get(name.rsplit("_", 1)[-1])
         if path is None:
-            raise FileNotFoundError(f"{images} has no picture for {name!r} of {labels}")
+            raise FileNotFoundError(f"{images} has no picture for {quoted(name)!r} of {labels}")
         try:
             lines = tuple((str(row["transcription"]), _points(np.ravel(row["points"]).tolist())) for row in rows)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{labels}, {name}: a line needs points and transcription ({error!r})") from error
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            told = quoted(repr(error))
+            raise ValueError(f"{labels}, {quoted(name)}: a line needs points and transcription ({told})") from error
         yield ReadSeal(path, lines)

@@ -1,7 +1,6 @@
 """Spectra made once by `sealmark prepare spectra`, so that heads are trained without the denoiser."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from datamodules.images.randomness import sample_rng
 from datamodules.images.splits import Split
 from datamodules.spectra_samples import Balance, PickOrder
 from datamodules.spectra_sets import REAL
+from lightning_modules.functional.plain_json import parse_json, quoted
 
 SPECTRA_FILE, INDEX_FILE, ABOUT_FILE = "spectra.npy", "index.csv", "cache.json"
 COLUMNS = ("row", "split", "view", "number", "label", "generator", "source", "path", "format", "quality")
@@ -62,7 +62,7 @@ class SpectraArray:
     def read(self, rows: int | NDArray[np.int64]) -> Tensor:
         """Return one spectrum or several as float16, copied."""
         if self._array is None:
-            self._array = np.load(self.path, mmap_mode="r")
+            self._array = _opened(self.path)
         return torch.from_numpy(np.array(self._array[rows]))
 
 
@@ -159,16 +159,50 @@ def read_index(cache: Path) -> dict[str, list[dict[str, str]]]:
             f"data.cache {str(cache)!r} is no cache of spectra: make one by `sealmark prepare spectra`"
         )
     splits: dict[str, list[dict[str, str]]] = {}
+    spectra = len(_opened(cache / SPECTRA_FILE))
     with (cache / INDEX_FILE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        for line in csv.DictReader(file):
-            splits.setdefault(line["split"], []).append(line)
+        try:
+            for number, line in enumerate(csv.DictReader(file), 2):
+                _check_line(line, spectra, f"{cache / INDEX_FILE}, line {number}")
+                splits.setdefault(line["split"], []).append(line)
+        except csv.Error as error:
+            raise ValueError(f"{cache / INDEX_FILE} is not whole ({error}): prepare the spectra again") from None
     return splits
 
 
 def read_about(cache: Path) -> dict[str, Any]:
     """Return how a cache was made."""
-    about: dict[str, Any] = json.loads((cache / ABOUT_FILE).read_text(encoding="utf-8"))
+    about = parse_json((cache / ABOUT_FILE).read_bytes(), str(cache / ABOUT_FILE))
+    if not isinstance(about, dict):
+        raise ValueError(f"{cache / ABOUT_FILE} does not say how the spectra were made: prepare them again")
     return about
+
+
+def _check_line(line: Mapping[str | None, Any], spectra: int, place: str) -> None:
+    """Refuse a line that lacks a column, or whose row is none of the spectra."""
+    texts = [line.get(name) for name in COLUMNS]
+    if None in line or not all(isinstance(value, str) for value in line.values()) or None in texts:
+        raise ValueError(f"{place} has other columns than {', '.join(COLUMNS)}: prepare the spectra again")
+    try:
+        fits = 0 <= int(line["row"]) < spectra and float(line["label"]) in (0, 1)
+        _ = [_number(value) for name, value in line.items() if name not in COLUMNS or name == "quality"]
+    except (ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{place}: row, label or a number in it cannot be: prepare the spectra again")
+
+
+def _opened(path: Path) -> NDArray[np.float16]:
+    """Map an array of spectra."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # numpy hands headers to tokenize and ast, whose errors are of many kinds
+        raise ValueError(f"{path} is no whole array ({quoted(str(error))}): prepare the spectra again") from None
+    if not isinstance(array, np.ndarray) or array.dtype != np.float16 or array.ndim != 4:
+        raise ValueError(f"{path} holds no spectra (float16 of four dimensions): prepare them again")
+    return array
 
 
 def cached_sets(lines: Sequence[Mapping[str, str]], with_facts: bool) -> tuple[list[str], list[CachedSet]]:

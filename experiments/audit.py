@@ -98,7 +98,7 @@ def describe(name: str, purpose: str) -> Dependency:
     """Read what an installed package says of itself."""
     about = metadata.metadata(name)
     classifiers = [each.split(" :: ")[-1] for each in about.get_all("Classifier") or [] if "License ::" in each]
-    said = (about.get("License-Expression"), about.get("License"), *classifiers)
+    said = (*(about.get_all("License-Expression") or []), *(about.get_all("License") or []), *classifiers)
     licence = next((found for found in map(to_spdx, said) if found), "unknown")
     if licence == "unknown" and CUDA.match(name):
         licence = "LicenseRef-NVIDIA-Proprietary"  # cuda-toolkit is a name for the others and says nothing itself
@@ -131,7 +131,8 @@ def page_of(about: metadata.PackageMetadata) -> str:
     urls = dict(line.split(", ", 1) for line in about.get_all("Project-URL") or [] if ", " in line)
     named = {key.lower(): url for key, url in urls.items()}
     order = ("homepage", "home", "source", "repository", "source code", "github")
-    return about.get("Home-page") or next((named[key] for key in order if key in named), next(iter(urls.values()), ""))
+    own = about.get_all("Home-page") or [named[key] for key in order if key in named] or list(urls.values())
+    return str(own[0]) if own else ""
 
 
 def is_allowed(dependency: Dependency) -> bool:

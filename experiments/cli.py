@@ -95,7 +95,8 @@ def _one_line(error: BaseException) -> str:
     text = str(error)
     if "against any of the Union" in text:  # jsonargparse's, around what a class said of its arguments
         text = import_module("experiments.one_line").condense(text)
-    return " ".join(text.split()) or type(error).__name__
+    # Text of a file must not reach the terminal as control characters.
+    return "".join(mark if mark.isprintable() else "?" for mark in " ".join(text.split())) or type(error).__name__
 
 
 def _fail(message: str, code: int = 2) -> int:

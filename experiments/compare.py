@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from callbacks.metrics.bootstrap import interval_of
+from lightning_modules.functional.plain_json import parse_json, quoted
 
 PAIRED_BY = ("resamples", "bootstrap_seed")
 
@@ -46,7 +46,16 @@ class RunResults:
         for suffix in ("json", "npz"):
             if not (folder / f"{stem}.{suffix}").is_file():
                 raise FileNotFoundError(f"no {stem}.{suffix} in {folder}: name the folder of a run of `sealmark test`")
-        document = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+        try:
+            return cls._read(folder, stem)
+        # Damaged archives bring forth errors of many types.
+        except Exception as error:
+            told = f"{type(error).__name__}: {quoted(str(error))}"
+            raise ValueError(f"{folder}/{stem}.json or .npz is not what a test run writes ({told})") from error
+
+    @classmethod
+    def _read(cls, folder: Path, stem: str) -> RunResults:
+        document = parse_json((folder / f"{stem}.json").read_bytes(), f"{stem}.json")
         named = {f"{row['metric']}/{row['group']}".rstrip("/"): row for row in document["results"]}
         with np.load(folder / f"{stem}.npz", allow_pickle=False) as stored:
             draws = dict(zip(stored["names"].tolist(), stored["draws"], strict=True))

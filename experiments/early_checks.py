@@ -1,10 +1,13 @@
 """What can be found wrong with a command before torch is imported, which takes longer than users should wait for it."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from experiments.config_guard import check_yaml
 
 _DIFFUSION = "lightning_modules.seal2real."
 _BACKBONE_FLAGS = ("--model.backbone", "--model.init_args.backbone")
@@ -41,9 +44,13 @@ def _values(words: Sequence[str], flags: Sequence[str]) -> Iterator[str]:
 
 
 def _model_of(path: str) -> dict[str, Any]:
+    if not os.path.isfile(path):  # a pipe, such as the shell's `<(…)`, can be read but once
+        return {}
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        text = Path(path).read_text(encoding="utf-8")
+        check_yaml(text)
+        content = yaml.safe_load(text)
+    except Exception:  # PyYAML raises many kinds for tags that do not fit their values
         return {}
     model = content.get("model") if isinstance(content, dict) else None
     return model if isinstance(model, dict) else {}

@@ -21,11 +21,13 @@ from torch.utils._pytree import tree_leaves
 from experiments.export_formats import FORMATS, ExportFormat
 from lightning_modules.base import ProvenanceModule
 from lightning_modules.exporting import ExportProgram
+from lightning_modules.functional.plain_json import quoted
 from lightning_modules.syncseal.module import SyncSealModule
 from lightning_modules.syncseal.published import is_published, network_arguments, read_published
 from lightning_modules.weights import load_weights, read_metadata
 
 TOLERANCE = 1e-4
+OTHER_FILES = ("weights", "encoder_weights", "denoiser_weights", "wam")
 SHIPPED_WEIGHTS = Path(__file__).parent / "watermark_segmentation" / "weights"
 # (batch, height, width): multiples of the usual strides and odd ones, upright and lying, larger and smaller.
 CHECK_SHAPES = ((1, 64, 64), (2, 97, 131), (1, 224, 160), (2, 33, 200), (1, 256, 320))
@@ -91,8 +93,8 @@ def load_module(path: Path, class_path: str | None = None, hparams: dict[str, An
     stored.pop("_instantiator", None)
     named = stored.pop("_class_path", None) or metadata.get("class_path")
     cls = _module_class(class_path or named, path)
-    # What the file holds replaces any weights that training started from.
-    module = _made(cls, stored | dict.fromkeys(("weights", "encoder_weights", "denoiser_weights")), hparams or {})
+    # What the file holds replaces any weights that training started from; and no file names a program to run.
+    module = _made(cls, stored | dict.fromkeys(OTHER_FILES), hparams or {})
     load_weights(module, path, key_map=module.weights_key_map)
     module.on_load_checkpoint(metadata)
     return module.eval()
@@ -105,7 +107,13 @@ def _made(cls: type[ProvenanceModule], stored: dict[str, Any], hparams: dict[str
     if unknown:
         raise ValueError(f"--hparams {', '.join(unknown)}: no such argument of {cls.__name__}")
     arguments = stored | hparams
-    return cls(**{key: value for key, value in arguments.items() if key in known})
+    try:
+        return cls(**{key: value for key, value in arguments.items() if key in known})
+    except (TypeError, AttributeError, KeyError, IndexError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(
+            f"{cls.__name__} cannot be made with the hyper-parameters of its file ({quoted(str(error))}): correct "
+            "them with --hparams"
+        ) from error
 
 
 def write_checked(program: ExportProgram, metadata: dict[str, Any], format: ExportFormat, output: Path) -> float:

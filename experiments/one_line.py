@@ -6,6 +6,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from experiments.config_guard import UNFITTING, guard_loader
+
 # How lines begin that jsonargparse adds for every member of a Union beside the one that was meant.
 TRIED_TYPES = (
     "Does not validate against any of the Union",
@@ -19,6 +21,8 @@ TRIED_TYPES = (
     "Given value",
 )
 
+MOST_CHARACTERS = 1500  # a line that is longer quotes what somebody mistook for a value
+
 
 class OneLineParser(ArgumentParser):
     """Answers a mistake with what is wrong and where, instead of forty lines of usage."""
@@ -27,6 +31,20 @@ class OneLineParser(ArgumentParser):
         # Here, so that it also holds for the parsers of sub-commands, which jsonargparse makes itself.
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        guard_loader(self.parser_mode)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse; what neither OmegaConf nor the parser can make sense of is a mistake of the config."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except Exception as error:
+            if type(error).__module__.startswith("omegaconf."):
+                told = " ".join(str(error).split())[:400]
+                raise ValueError(f"a value of the config cannot be resolved: {told}; correct it") from error
+            if isinstance(error, UNFITTING) and not isinstance(error, ValueError):
+                told = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+                raise ValueError(f"a value of the config is of a kind that cannot be there ({told})") from error
+            raise
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         """Print the mistake in one line and exit with 2."""
@@ -40,4 +58,6 @@ def condense(message: str) -> str:
     """Put a message of the parser into one line, without what it says of the types that were also tried."""
     lines = [line.strip(" -").rstrip(":") for line in message.splitlines()]
     told = [line for line in lines if line and not line.startswith(TRIED_TYPES)]
-    return ": ".join(told or lines)
+    # Nor may a file's text reach the terminal as control characters.
+    text = "".join(mark if mark.isprintable() else "?" for mark in ": ".join(told or lines))
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} …"

@@ -19,13 +19,13 @@ import numpy as np
 from callbacks.prediction_files import FolderLock
 from datamodules.images.decoding import decode_bytes
 from datamodules.images.errors import UnreadableImageError
-from datamodules.images.listing import IMAGE_EXTENSIONS, ImageListing
+from datamodules.images.listing import ImageListing
 from datamodules.images.shards import SHARD_FOLDER, shrunk
 from experiments.part_workers import count_done, make_parts
 from experiments.shard_joining import INDEX_FIELDS, join, write_whole
+from experiments.tar_pictures import read_pictures, read_whole
 
 Frame = Literal["short", "squash"]
-MAX_MEMBER_BYTES = 1 << 28  # a member that claims more is not read into memory
 
 
 @dataclass(frozen=True)
@@ -180,40 +180,9 @@ def read_source(plan: Plan, shard: int) -> Iterator[tuple[str, bytes | str, int]
     path, first, last, _ = plan.sources[shard]
     if last:
         for file in ImageListing.scan(path)[first:last]:
-            yield os.path.relpath(file, path), Path(file).read_bytes(), 1
+            yield os.path.relpath(file, path), read_whole(file), 1
         return
-    at = 0
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name, reason = checked_name(member)
-                end = member.offset_data + member.size
-                if reason is not None:
-                    yield name, reason, end - at
-                elif member.isfile() and name.lower().endswith(IMAGE_EXTENSIONS):
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    yield name, stream.read(), end - at
-                else:
-                    continue
-                at = end
-    except (tarfile.TarError, EOFError, OSError) as error:
-        # A cut download still holds most of its pictures; the list says what is missing.
-        yield os.path.basename(path), f"the tar file ends here: {error}", 0
-
-
-def checked_name(member: tarfile.TarInfo) -> tuple[str, str | None]:
-    """Return the plain name of a member, and why it is refused if it is."""
-    name = member.name.removeprefix("./")
-    if member.name.startswith("/"):
-        return name, "an absolute path"
-    if ".." in name.split("/"):
-        return name, "a path that climbs out of its folder"
-    if not (member.isfile() or member.isdir()):
-        return name, "a link or a device"
-    if member.size > MAX_MEMBER_BYTES:
-        return name, f"it claims {member.size} bytes"
-    return name, None
+    yield from read_pictures(path)
 
 
 def reduced(data: bytes, name: str, plan: Plan) -> bytes | str:

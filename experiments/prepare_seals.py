@@ -32,6 +32,7 @@ from datamodules.transforms.documents.samples import DocumentSettings, Domain, d
 from datamodules.transforms.seals.seal_fonts import script_faces
 from experiments.part_workers import count_done, make_parts
 from experiments.shard_joining import write_whole
+from lightning_modules.functional.plain_json import parse_json
 
 PARTS_FOLDER = ".parts"
 CHUNK = 128  # documents that a process makes at a time; as many are made anew after a kill
@@ -121,7 +122,9 @@ def agree_on(plan: Plan, output: Path) -> None:
     """Write down the plan, or refuse to go on under another one."""
     done, begun = output / MANIFEST, output / PARTS_FOLDER / "plan.json"
     if done.is_file():
-        written = json.dumps(json.loads(done.read_text(encoding="utf-8"))["plan"], indent=1, ensure_ascii=False)
+        about = parse_json(done.read_bytes(), str(done))
+        kept = about.get("plan") if isinstance(about, dict) else None
+        written = json.dumps(kept, indent=1, ensure_ascii=False)
     else:
         begun.parent.mkdir(exist_ok=True)
         if not begun.is_file():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import shutil
 from array import array
@@ -15,6 +14,7 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from datamodules.images.shards import INDEX_FOLDER, SHARD_FOLDER, PackedNames, ShardIndex
+from lightning_modules.functional.plain_json import parse_json, quoted
 
 INDEX_FIELDS = ("name", "offset", "length")
 
@@ -47,16 +47,20 @@ def join(output: Path, shards: int) -> tuple[int, int]:
     writer.writerow(("source", "name", "reason"))
     count_left_out = 0
     for shard in range(shards):
-        about = _read_sidecar(output, shard)
-        for row in about["images"]:
-            names += os.fsencode(row["name"])
-            ends.append(len(names))
-            numbers.append(shard)
-            offsets.append(row["offset"])
-            lengths.append(row["length"])
-        sums.append(f"{about['sha256']}  {SHARD_FOLDER}/{shard:06d}.tar\n")
-        writer.writerows([about["source"][0], *entry] for entry in about["left_out"])
-        count_left_out += len(about["left_out"])
+        try:
+            about = _read_sidecar(output, shard)
+            for row in about["images"]:
+                names += os.fsencode(row["name"])
+                ends.append(len(names))
+                numbers.append(shard)
+                offsets.append(row["offset"])
+                lengths.append(row["length"])
+            sums.append(f"{about['sha256']}  {SHARD_FOLDER}/{shard:06d}.tar\n")
+            writer.writerows([about["source"][0], *entry] for entry in about["left_out"])
+            count_left_out += len(about["left_out"])
+        except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, csv.Error) as error:
+            path = _sidecar(output, shard)
+            raise ValueError(f"{path} is damaged ({quoted(str(error))}): delete it and start again") from None
     if not len(ends):
         raise ValueError(f"no picture could be read: see {output / SHARD_FOLDER}/*.json for the reasons")
     index = ShardIndex(
@@ -83,9 +87,13 @@ def _place(index: ShardIndex, folder: Path) -> None:
         shutil.rmtree(temporary)
 
 
+def _sidecar(output: Path, shard: int) -> Path:
+    return output / SHARD_FOLDER / f"{shard:06d}.json"
+
+
 def _read_sidecar(output: Path, shard: int) -> dict[str, Any]:
-    path = output / SHARD_FOLDER / f"{shard:06d}.json"
-    about: dict[str, Any] = json.loads(path.read_bytes())
+    path = _sidecar(output, shard)
+    about: dict[str, Any] = parse_json(path.read_bytes(), str(path))
     tar = path.with_suffix(".tar")
     if not tar.is_file() or tar.stat().st_size != about["bytes"]:
         raise ValueError(f"{tar} is missing or was changed: delete {path} and start again")

@@ -9,18 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins import CheckpointIO
 
+from callbacks.bad_numbers import BadNumbers
+from callbacks.checkpoint_files import AtomicCheckpointIO
+from callbacks.prediction_files import FolderLock
 from callbacks.prediction_writers import PredictionWriter
+from callbacks.process_watch import ProcessWatch
 from callbacks.progress import progress_bar
-from callbacks.run_safety import GracefulStop, SkippedFiles
+from callbacks.run_safety import GracefulStop, SkippedFiles, heed_early_signal
+from callbacks.start_report import StartReport
 from datamodules.base import ProvenanceDataModule
-from experiments.mistakes import EXPLAINED, explain, refuse_url
+from experiments.mistakes import EXPLAINED, explain, refuse_remote_folder, refuse_url
 from experiments.one_line import OneLineParser
-from experiments.tracking import track_offline_without_account
+from experiments.resumed_loops import FinishingFitLoop
+from experiments.resumption import find_checkpoint, refuse_last, take_folder
+from experiments.tracking import name_run, track_offline_without_account, without_run_name
 from lightning_modules.base import ProvenanceModule
 
 
@@ -30,6 +40,9 @@ class TrainerParser(OneLineParser, LightningArgumentParser):
 
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved config into the run's folder and hands it to the loggers that keep one."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        super().__init__(parser, without_run_name(config), **kwargs)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the config to every logger but the first, whose folder holds it as config.yaml."""
@@ -41,12 +54,14 @@ class SealmarkCLI(LightningCLI):
     """Any of our modules with any of our datamodules, by `class_path`; the YAML and the flags are the truth."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.lock = FolderLock()
         try:
             super().__init__(*args, **kwargs)
         except EXPLAINED as error:
             raise explain(error, self._checkpoint()) from error
         finally:
             gc.unfreeze()
+            self.lock.release()
 
     def _checkpoint(self) -> str | Path | None:
         """The checkpoint that the trainer took, which the user may have called "last", or else the named one."""
@@ -54,8 +69,12 @@ class SealmarkCLI(LightningCLI):
         return taken or (self.config[self.subcommand].get("ckpt_path") if hasattr(self, "subcommand") else None)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add where predictions go; nothing is linked, so no flag is overridden behind the user's back."""
+        """Add settings of callbacks that every run has; nothing is linked, so no flag is overridden unseen."""
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(BadNumbers, "bad_numbers")
+        parser.add_lightning_class_args(ProcessWatch, "process_watch")
+        told = "a name for the run's folder, which a start with the same name takes up again"
+        parser.add_argument("--run_name", type=str | None, default=None, help=told)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Leave Lightning's table out of tests: ours has intervals, and a hundred lines twice hide what was found."""
@@ -71,16 +90,29 @@ class SealmarkCLI(LightningCLI):
             # Left as None, it means False for some paths.
             config.weights_only = True
         refuse_url(config.get("ckpt_path"))
+        refuse_remote_folder("trainer.default_root_dir", config.trainer.default_root_dir)
+        refuse_remote_folder("predictions.output_dir", config.predictions.output_dir)
+        name_run(config)
         track_offline_without_account(config.trainer.logger)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Leave our progress bar out where the user wants none or brings one; Lightning refuses both."""
+        """Write checkpoints our way; leave our progress bar out where the user wants none or brings one.
+
+        Lightning refuses two of a kind.
+        """
         asked = self.config_init[self.subcommand].trainer
         brought = asked.callbacks if isinstance(asked.callbacks, list) else [asked.callbacks]
         if asked.enable_progress_bar is False or any(isinstance(callback, ProgressBar) for callback in brought):
             ours = self.trainer_defaults["callbacks"]
             self.trainer_defaults["callbacks"] = [each for each in ours if not isinstance(each, ProgressBar)]
-        return super().instantiate_trainer(**kwargs)
+        plugins = asked.plugins if isinstance(asked.plugins, list) else [asked.plugins] if asked.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        # First to begin and, as the others meet in a collective at their end, first to wait for all of them.
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, ProcessWatch))  # type: ignore[attr-defined]
+        trainer.fit_loop = FinishingFitLoop(trainer)
+        return trainer
 
     def instantiate_classes(self) -> None:
         """Keep what is imported and built by now from the garbage collector.
@@ -91,24 +123,43 @@ class SealmarkCLI(LightningCLI):
         gc.freeze()
 
     def before_fit(self) -> None:
-        """Keep a network on the CPU to the cores that its workers leave: sharing them costs more than it brings."""
+        """Take the run up where it was, and keep a network on the CPU to the cores that its workers leave.
+
+        Sharing them costs more than it brings.
+        """
+        config = self.config_init[self.subcommand]
+        config.ckpt_path = find_checkpoint(self.trainer, config.ckpt_path)
+        self._take_folder(config.ckpt_path)
         self.threads = torch.get_num_threads()
         if isinstance(self.trainer.accelerator, CPUAccelerator) and "OMP_NUM_THREADS" not in os.environ:
             self.datamodule.trainer = self.trainer
             torch.set_num_threads(self.datamodule.free_cores())
 
     def after_fit(self) -> None:
-        """Give the network all its threads back: what follows in this process is not training."""
+        """Give the network all its threads back, and end with an error where the last checkpoint could not be written.
+
+        What follows in this process is not training.
+        """
         torch.set_num_threads(self.threads)
+        failure = getattr(self.trainer.strategy.checkpoint_io, "failure", "")
+        if failure:
+            raise OSError(failure)
 
     def before_predict(self) -> None:
         """Use the weights that come with the repository where the user named none, and say so."""
+        refuse_last(self.config[self.subcommand].ckpt_path)
+        self._take_folder(None)
         named = self.config[self.subcommand].ckpt_path is not None or self.model.hparams.get("weights")
         if not named and next(self.model.parameters(), None) is not None:
             path = self.model.load_shipped_weights()
             print(f"no --ckpt_path or --model.weights named: using the shipped weights {path}", file=sys.stderr)
 
     before_validate = before_test = before_predict
+
+    def _take_folder(self, checkpoint: str | None) -> None:
+        # As it is saved, so that it can be compared.
+        config = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
+        take_folder(self.trainer, config, checkpoint, self.lock)
 
     def _parse_ckpt_path(self) -> None:
         """Keep what the user wrote.
@@ -121,9 +172,10 @@ class SealmarkCLI(LightningCLI):
 def run() -> SealmarkCLI:
     """Parse `sys.argv` and run one of fit, validate, test, predict."""
     trainer_defaults: dict[str, Any] = {
-        "callbacks": [progress_bar(), GracefulStop(), SkippedFiles()],
+        "callbacks": [progress_bar(), StartReport(), GracefulStop(), SkippedFiles()],
         "default_root_dir": "runs",
     }
+    heed_early_signal()
     # An advertisement on every run.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda told: "Tip: " not in told.getMessage())
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21622: pytree's own deprecation inside Lightning

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler, OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_modules.weights import load_weights
+from lightning_modules.functional.sample_draws import SampleDraws
+from lightning_modules.weights import load_weights, usable
 
 SHIPPED = "shipped"
 RANDOM = "random"
@@ -34,6 +37,7 @@ class ProvenanceModule(LightningModule, ABC):
     # How keys of foreign weight files are renamed; see `load_weights`.
     weights_key_map: Callable[[str], str] | None = None
     loaded_progress = (0, 0)  # epoch and step of a loaded checkpoint
+    _batches_summed = 0  # whose gradients wait for the next step of the optimiser
 
     @abstractmethod
     def configure_models(self) -> None:
@@ -72,17 +76,31 @@ class ProvenanceModule(LightningModule, ABC):
     def restore_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Take what a weight file says beside its tensors, such as thresholds; nothing by default."""
 
+    def accumulation_obstacle(self) -> str | None:
+        """Return why k accumulated batches would not equal one k times as large; None where they do.
+
+        They do where the loss is a mean over samples, each with draws of its own. A batch norm always sees one batch.
+        """
+        return None
+
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights while fitting where ``ema_decay`` asks for it."""
         decay = self.hparams.get("ema_decay") or 0.0
         # Outside of fit there is nothing to average: the checkpoint's state_dict already holds the average.
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        if fitting:
+            # The first of all hooks: Lightning's own refusal for manual optimisation, which names no reason, is next.
+            self._check_accumulation()
         return [EMAWeightAveraging(decay=decay)] if decay > 0 and fitting else []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser, with a schedule that steps once per optimiser step."""
         h: Any = self.hparams
-        optimizer = make_optimizer(self, h.optimizer, h.lr, h.weight_decay)
+        return self.scheduled(make_optimizer(self, h.optimizer, h.lr, h.weight_decay))
+
+    def scheduled(self, optimizer: Optimizer) -> OptimizerLRSchedulerConfig:
+        """Return an optimiser with the schedule of the hyper-parameters, as Lightning takes them."""
+        h: Any = self.hparams
         total = int(self.trainer.estimated_stepping_batches) if h.schedule != "constant" else 0
         floor = h.min_lr / h.lr
 
@@ -96,15 +114,65 @@ class ProvenanceModule(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember how long the loaded weights were trained; Lightning restores its counters for fit alone."""
-        self.loaded_progress = (int(checkpoint.get("epoch", 0)), int(checkpoint.get("global_step", 0)))
+        with usable("epoch and global_step of the checkpoint"):
+            self.loaded_progress = (int(checkpoint.get("epoch", 0)), int(checkpoint.get("global_step", 0)))
+
+    def on_train_epoch_start(self) -> None:
+        """Check what a `GradientAccumulationScheduler` has set for this epoch."""
+        self._check_accumulation()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed torch for this batch, so that a resumed run draws what an unbroken one draws."""
-        # Dropout and drop-path draw from the global generators. Their states are not in a checkpoint, and saving
-        # them would keep rank 0's only; a seed made of (seed, epoch, batch, rank) needs no saving.
+        # Dropout and drop-path draw from the global generators, losses by `sample_draws`. The generators' states are
+        # not in a checkpoint, and saving them would keep rank 0's only; a seed made of (seed, epoch, batch, rank) needs
+        # no saving.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         entropy = [seed, self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+    def on_before_zero_grad(self, optimizer: Optimizer) -> None:
+        """Begin to count anew."""
+        self._batches_summed = 0
+
+    def on_after_backward(self) -> None:
+        """Count the batches whose gradients are summed."""
+        self._batches_summed += 1
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradient the mean over the batches that were summed."""
+        summed, window = self._batches_summed, self.trainer.accumulate_grad_batches
+        # Lightning has divided by the window. At the end of an epoch, or resumed within a window, fewer were summed.
+        if self.automatic_optimization and 0 < summed < window:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(window / summed)
+
+    def sample_draws(self, index: Tensor, streams: int = 1) -> SampleDraws:
+        """Return the draws of samples in the running epoch: the same in whatever batch and process they are.
+
+        Args:
+            index: Stable positions of the samples in their data set (B,).
+            streams: How many draws each sample needs: those of all samples follow once for each, (streams · B).
+        """
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        keys = [SampleDraws.of_samples(seed, self.current_epoch, index, stream).keys for stream in range(streams)]
+        return SampleDraws(torch.cat(keys))
+
+    def _check_accumulation(self) -> None:
+        """Refuse to accumulate what would not equal a larger batch."""
+        batches = self.trainer.accumulate_grad_batches
+        if batches == 1:
+            return
+        obstacle = self.accumulation_obstacle()
+        if obstacle is not None:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches {batches} is not one batch {batches} times as large for "
+                f"{type(self).__name__}: {obstacle}"
+            )
+        norms = [name for name, part in self.named_modules() if isinstance(part, _BatchNorm) and part.training]
+        if norms:
+            rank_zero_warn(f"accumulated batches are seen one by one by {len(norms)} batch norms, first {norms[0]}")
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Return the sum of ``values`` over all processes, with gradients to each process's own part."""

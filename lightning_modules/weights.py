@@ -1,11 +1,9 @@
 """Weights in and out of files: safetensors and tensors-only checkpoints, with readable errors."""
 
-import io
 import json
 import os
-import pickletools
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_modules.functional.plain_json import quoted
+from lightning_modules.functional.plain_pickles import check_content, load_plain, plain_items
 from lightning_modules.torchscript import is_torchscript, read_torchscript
 
 KeyMap = Mapping[str, str] | Callable[[str], str]
 _SHOWN = 5
-_LEGACY_PICKLES = 5
+_METADATA = ("hyper_parameters", "calibration")
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     content = _read_pickle(file)
     wrapped = content.get("state_dict")
     if isinstance(wrapped, dict):
-        metadata: dict[str, Any] = {k: content[k] for k in ("hyper_parameters", "calibration") if k in content}
-        content = wrapped
+        metadata = checked_metadata({key: content[key] for key in _METADATA if key in content}, file)
+        content = plain_items(wrapped)
     else:
         metadata = {}
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not tensors:
         raise ValueError(f"{file} holds no tensors: expected a state_dict or a Lightning checkpoint")
     return tensors, metadata
@@ -99,7 +99,49 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not _is_safetensors(file):
         return read_weights(file)[1]
     with _opened(file) as opened:
-        return _decoded(opened.metadata())
+        return checked_metadata(_decoded(opened.metadata()), file)
+
+
+def checked_metadata(metadata: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return what a file says beside its tensors, or refuse entries that are no mappings of names."""
+    for key in _METADATA:
+        entry = metadata.get(key)
+        if entry is not None and not (
+            isinstance(entry, dict) and all(isinstance(name, str) for name in dict.keys(entry))
+        ):
+            raise ValueError(f"{file}: its `{key}` is no mapping of names: name a file that this project wrote")
+        if entry is not None:
+            metadata[key] = plain_items(entry)
+    return metadata
+
+
+def check_fit(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of other shapes than a network's, before the network takes the memory that a file asks for.
+
+    Args:
+        build: Makes the network; here on torch's device "meta", where tensors have shapes alone.
+        tensors: What is to be loaded into it, by the keys of its state dict.
+    """
+    with torch.device("meta"):
+        wanted = build().state_dict()
+    odd = [key for key, value in wanted.items() if key not in tensors or tensors[key].shape != value.shape]
+    odd += [key for key in tensors if key not in wanted]
+    if odd:
+        raise ValueError(f"it does not fit: {len(odd)} keys, first {quoted(odd[0])}")
+
+
+@contextmanager
+def usable(what: str) -> Iterator[None]:
+    """Turn what the body stumbles over in a file's values into one line.
+
+    Args:
+        what: The values, and where they are from.
+    """
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError, ValueError, RuntimeError) as error:
+        told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{what} cannot be used ({quoted(told)}): name a file that this project wrote") from None
 
 
 def save_weights(
@@ -146,12 +188,21 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
+        raise ValueError(f"{file} is not a whole safetensors file: {quoted(str(error))}") from None
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with _opened(file) as opened:
-        return {key: opened.get_tensor(key) for key in opened.keys()}, _decoded(opened.metadata())  # noqa: SIM118
+        metadata = checked_metadata(_decoded(opened.metadata()), file)
+        tensors = {}
+        for key in opened.keys():  # noqa: SIM118
+            try:
+                tensors[key] = opened.get_tensor(key)
+            # Of types that this torch does not have.
+            except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+                raise ValueError(f"{file}: its tensor {quoted(key)} cannot be read ({quoted(str(error))})") from None
+    check_content(tensors, file, file.stat().st_size)
+    return tensors, metadata
 
 
 def _decoded(metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -159,70 +210,17 @@ def _decoded(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     for key, value in (metadata or {}).items():
         try:
             decoded[key] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             # Foreign files hold plain text here, such as {"format": "pt"}.
             decoded[key] = value
     return decoded
 
 
-def _read_pickle(file: Path) -> dict[str, Any]:
-    # Published checkpoints hold their arguments in a Namespace. It holds values and runs nothing; a value in it of any
-    # class that is not plain is refused as everywhere.
-    with torch.serialization.safe_globals([Namespace]):
-        content = _unpickled(file)
+def _read_pickle(file: Path) -> dict[Any, Any]:
+    content = load_plain(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}: expected a state_dict or a checkpoint")
-    return content
-
-
-def _unpickled(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    # Bytes that are no checkpoint drive torch's unpickler into errors of any type, and its texts advise unsafe loading.
-    except Exception as error:
-        found = _forbidden_globals(file)
-        if found:
-            raise ValueError(
-                f"{file} is refused: loading it would execute {', '.join(found)}. Only files of tensors are loaded."
-            ) from None
-        raise ValueError(
-            f"{file} is not a whole weight file ({type(error).__name__}): copy or download it again"
-        ) from None
-
-
-def _forbidden_globals(file: Path) -> list[str]:
-    """Return the names that weights_only loading refuses to import, read without importing them."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception:  # it knows the zip format only
-        harmless = ("torch.", "collections.OrderedDict", "_codecs.encode")
-        names = [name for name in _globals(file) if not name.startswith(harmless)]
-    return list(dict.fromkeys(names))[:_SHOWN]
-
-
-def _globals(file: Path) -> Iterator[str]:
-    """Yield the names that the file's pickles import."""
-    stream = io.BytesIO(file.read_bytes())
-    # torch's old format is five pickles in a row, then raw numbers.
-    for _ in range(_LEGACY_PICKLES):
-        yield from _globals_of_next(stream)
-
-
-def _globals_of_next(stream: io.BytesIO) -> Iterator[str]:
-    strings: list[str] = []
-    try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "GLOBAL":
-                yield str(argument).replace(" ", ".")
-            elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:
-                yield ".".join(strings[-2:])
-            elif isinstance(argument, str):
-                strings.append(argument)
-    except ValueError:
-        # Not a pickle from here on.
-        return
+    return plain_items(content)
 
 
 def _rename(tensors: Mapping[str, Tensor], key_map: KeyMap | None) -> dict[str, Tensor]:
@@ -242,7 +240,7 @@ def _replace_prefix(key: str, prefixes: Mapping[str, str]) -> str:
 
 def _describe_misfit(report: LoadReport, module: nn.Module) -> str:
     parts = [
-        f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{', …' if len(keys) > _SHOWN else ''}"
+        f"{len(keys)} {what}: {', '.join(map(quoted, keys[:_SHOWN]))}{', …' if len(keys) > _SHOWN else ''}"
         for what, keys in (
             ("missing", report.missing),
             ("unexpected", report.unexpected),

@@ -4,10 +4,11 @@ import contextlib
 import io
 import multiprocessing
 import os
+import re
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -30,6 +31,10 @@ from PIL import (
 from datamodules.images.errors import UnreadableImageError
 
 MAX_PIXELS = 250_000_000  # three times a 100-megapixel camera's back; 750 MB as an array
+LIMIT = "SEALMARK_MAX_PIXELS"
+BYTES_A_PIXEL = 2  # files that are read whole, against the limit on pixels; noise as JPEG takes 1.5, photos 0.3
+MOST_SCANS = 100  # progressive files have about 10; each one more goes over the whole picture in a few bytes
+BAND_PIXELS = 1 << 22  # converted at once, so that the copies on the way stay small
 
 # The classes themselves, not `Image.open`: its limit on pixels is a global of the process, below ours.
 _READERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
@@ -40,14 +45,17 @@ _READERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "GIF": GifImagePlugin.GifImageFile,
 }
+_Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 _JPEG_END = b"\xff\xd9"
+_JPEG_SCAN = b"\xff\xda"
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # not stuffing, restarts and fill
 
 
 def read_image(
     path: str | os.PathLike[str],
     target_size: int | None = None,
     mode: Literal["RGB", "RGBA"] = "RGB",
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
 ) -> NDArray[np.uint8]:
     """Returns an upright, writable uint8 array (H, W, 3) or (H, W, 4), or raises `UnreadableImageError`.
 
@@ -59,20 +67,22 @@ def read_image(
     Args:
         path: a JPEG, PNG, WebP, TIFF, BMP or GIF file, whatever its name.
         target_size: length of the shorter side that the caller needs. A JPEG is then decoded at 1/2, 1/4 or 1/8
-            where that is not below this length; the result is often larger, and the caller resizes it.
+            where that is not below this length; the result is often larger, and the caller resizes it. An image so
+            narrow that it would have too many pixels at this length is refused.
         mode: channels of the result.
-        max_pixels: an image with more pixels is refused by its header, before memory is taken for it. Pillow
-            refuses WebP and TIFF above 179 million pixels in any case.
+        max_pixels: an image with more pixels is refused by its header, before memory is taken for it; None takes
+            `pixel_limit()`. Decoding takes up to 16 bytes a pixel. Pillow refuses WebP and TIFF above 179 million
+            pixels in any case.
 
     Raises:
         UnreadableImageError: the file is missing, forbidden, a folder, empty, no image, cut, damaged or too large.
     """
     if target_size is not None and target_size < 1:
         raise ValueError(f"target_size must be at least 1, got {target_size}; leave it out for full size")
-    name = os.fspath(path)
+    name, most = os.fspath(path), max_pixels or pixel_limit()
     try:
-        with _open_regular(name) as file, _quiet_libraries():
-            return _decode(name, file, target_size, mode, max_pixels)
+        with open_regular(name) as file, _quiet_libraries():
+            return _decode(name, file, target_size, mode, most)
     except UnreadableImageError:
         raise
     except Exception as error:  # a hostile file can raise anything inside Pillow; a worker must survive it
@@ -83,13 +93,40 @@ def decode_bytes(data: bytes, name: str, target_size: int | None = None) -> NDAr
     """Returns the RGB image in the bytes of a file, as `read_image` does for a path; errors call it by `name`."""
     if not data:
         raise UnreadableImageError(name, "the file is empty")
+    most = pixel_limit()
     try:
         with _quiet_libraries():
-            return _decode(name, io.BytesIO(data), target_size, "RGB", MAX_PIXELS)
+            return _decode(name, io.BytesIO(data), target_size, "RGB", most)
     except UnreadableImageError:
         raise
     except Exception as error:
         raise UnreadableImageError(name, _describe(error)) from error
+
+
+def pixel_limit() -> int:
+    """Returns how many pixels an image may have: what `SEALMARK_MAX_PIXELS` says, else `MAX_PIXELS`."""
+    text = os.environ.get(LIMIT, "")
+    if not text:
+        return MAX_PIXELS
+    if not (re.fullmatch("[0-9]{1,15}", text) and int(text)):
+        raise ValueError(f"{LIMIT} must be a whole number of pixels above 0, got {text[:40]!r}; unset it or correct it")
+    return int(text)
+
+
+@contextlib.contextmanager
+def opened_header(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
+    """Gives Pillow's image of a file, not decoded yet, where `read_image` would begin to decode it.
+
+    Raises:
+        UnreadableImageError: the file is none that can be read; what Pillow says of its header comes as it is.
+    """
+    name = os.fspath(path)
+    with open_regular(name) as file:
+        head = file.read(32)
+        file.seek(0)
+        _refuse_long(name, _kind(head), file, pixel_limit())
+        with Image.open(file, formats=[kind.upper() for kind in _READERS]) as image:
+            yield image
 
 
 def read_resized(path: str | os.PathLike[str], size: int) -> NDArray[np.uint8]:
@@ -129,7 +166,7 @@ def _quiet_libraries() -> Iterator[None]:
         yield
 
 
-def _open_regular(path: str) -> BinaryIO:
+def open_regular(path: str) -> BinaryIO:
     """Refuses what would block or fail oddly when read as a file."""
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
@@ -151,19 +188,53 @@ def _decode(
         what = "HEIC, AVIF or video" if head[4:8] == b"ftyp" else "not an image"
         raise UnreadableImageError(path, f"{what}; JPEG, PNG, WebP, TIFF, BMP and GIF can be read")
     try:
+        _refuse_long(path, kind, file, max_pixels)
         image = _READERS[kind](file)
-        width, height = image.size
-        if width * height > max_pixels:
-            limit = f"the limit of {max_pixels} pixels"
-            raise UnreadableImageError(path, f"decompression bomb: {width}x{height} is above {limit}")
+        _refuse_large(path, image.size, target_size, max_pixels)
         if kind == "JPEG":
             file.seek(0)
-            return _decode_jpeg(image, file.read(), target_size, mode)
+            data = file.read()
+            _refuse_scans(path, data)
+            return _decode_jpeg(image, data, target_size, mode)
         return _convert(image, mode)
     except UnreadableImageError:
         raise
     except Exception as error:
         raise UnreadableImageError(path, _fault(kind, head, file, error)) from error
+
+
+def _refuse_long(path: str, kind: str | None, file: BinaryIO, max_pixels: int) -> None:
+    """A file without end, such as one with holes, must not be read into memory."""
+    if kind not in ("JPEG", "WebP"):
+        return
+    length = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if length > BYTES_A_PIXEL * max_pixels:
+        most = f"{BYTES_A_PIXEL} bytes for each of the {max_pixels} pixels that {LIMIT} allows"
+        raise UnreadableImageError(path, f"its {length} bytes are more than {most}")
+
+
+def _refuse_large(path: str, size_wh: tuple[int, int], target_size: int | None, max_pixels: int) -> None:
+    width, height = size_wh
+    if width * height > max_pixels:
+        limit = f"the limit of {max_pixels} pixels that {LIMIT} sets"
+        raise UnreadableImageError(path, f"decompression bomb: {width}x{height} is above {limit}")
+    short, long = min(size_wh), max(size_wh)
+    if target_size and short and target_size * target_size * long > max_pixels * short:
+        limit = f"above the limit of {max_pixels} pixels that {LIMIT} sets"
+        raise UnreadableImageError(path, f"{width}x{height} with a shorter side of {target_size} would be {limit}")
+
+
+def _refuse_scans(path: str, data: bytes) -> None:
+    """A few bytes can make libjpeg go over the whole picture once more, a million times: hours for a small file."""
+    if data.count(_JPEG_SCAN) <= MOST_SCANS:  # which counts videos and previews behind the picture too
+        return
+    scans, at = 0, 2
+    while (marker := _JPEG_MARKER.search(data, at)) is not None and marker[0] != _JPEG_END:
+        scans += marker[0] == _JPEG_SCAN
+        if scans > MOST_SCANS:
+            raise UnreadableImageError(path, f"more than {MOST_SCANS} scans, where a progressive JPEG has about 10")
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
 
 
 def _kind(head: bytes) -> str | None:
@@ -236,8 +307,21 @@ def _convert(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> NDArray[np.uin
     image.load()
     with contextlib.suppress(Exception):  # broken metadata of a good picture
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_eight_bits(image))
+    width, height = image.size
+    rows = max(1, BAND_PIXELS // width)
+    if rows >= height:
+        return _convert_band(image, mode, _eight_bit_rule(image, [image]))
+    boxes = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    rule = _eight_bit_rule(image, map(image.crop, boxes))
+    pixels = np.empty((height, width, len(mode)), np.uint8)
+    for box in boxes:
+        pixels[box[1] : box[3]] = _convert_band(image.crop(box), mode, rule)
+    return pixels
+
+
+def _convert_band(image: Image.Image, mode: Literal["RGB", "RGBA"], rule: _Rule | None) -> NDArray[np.uint8]:
+    if rule is not None:
+        image = Image.fromarray(np.rint(rule(_numbers(image))).astype(np.uint8))
     if image.mode == "La":  # Pillow converts premultiplied grey to nothing else
         image = image.convert("LA")
     if mode == "RGBA":
@@ -248,22 +332,26 @@ def _convert(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> NDArray[np.uin
     return np.array(image.convert("RGB"))
 
 
-def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """The rule of `read_image` for deeper pixels."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    low, high = float(values.min()), float(values.max())
+def _eight_bit_rule(image: Image.Image, bands: Iterable[Image.Image]) -> _Rule | None:
+    """What `read_image` does to deeper pixels, decided by all bands of an image; None where there are none."""
     if image.mode.startswith("I;16"):
         deepest = 4095.0 if _tiff_tag(image, TiffImagePlugin.BITSPERSAMPLE) == 12 else 65535.0
-        values *= 255 / deepest
-        if (
-            _tiff_tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-        ):  # white is zero; Pillow turns only 8 bits over
-            values = 255 - values
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        values *= 255
-    elif low < 0 or high > 255:
-        values = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    return np.rint(values).astype(np.uint8)
+        if _tiff_tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+            return lambda values: 255 - values * (255 / deepest)  # white is zero; Pillow turns only 8 bits over
+        return lambda values: values * (255 / deepest)
+    if image.mode[0] not in "IF":
+        return None
+    extremes = [(float(values.min()), float(values.max())) for values in map(_numbers, bands)]
+    low, high = min(least for least, _ in extremes), max(most for _, most in extremes)
+    if image.mode == "F" and low >= 0 and high <= 1:
+        return lambda values: values * 255
+    if low >= 0 and high <= 255:
+        return lambda values: values
+    return lambda values: (values - low) * (255 / (high - low) if high > low else 0)
+
+
+def _numbers(image: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(image).astype(np.float64))
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> object:

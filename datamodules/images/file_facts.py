@@ -5,12 +5,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from datamodules.images.decoding import opened_header
 from datamodules.images.errors import UnreadableImageError
 
 GRID = 8
@@ -56,12 +55,14 @@ def read_facts(path: str | os.PathLike[str]) -> FileFacts:
         UnreadableImageError: The header cannot be read.
     """
     try:
-        size = Path(path).stat().st_size
-        with Image.open(path) as file:
+        size = os.stat(path).st_size
+        with opened_header(path) as file:
             tables: Mapping[int, Sequence[int]] = getattr(file, "quantization", None) or {}
             quality = jpeg_quality(tables) if tables else math.nan
             width, height = file.size
             kind = "JPEG" if file.format == "MPO" else file.format or "?"  # a JPEG with previews behind it
+    except UnreadableImageError:
+        raise
     except Exception as error:  # a hostile header can raise anything inside Pillow
         raise UnreadableImageError(path, str(error) or type(error).__name__) from error
     return FileFacts(kind, float(width), float(height), size / (width * height), quality)

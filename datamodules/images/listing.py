@@ -1,5 +1,6 @@
 """A million image paths in two arrays, found once, kept in a cache file and shared by all workers."""
 
+import errno
 import hashlib
 import heapq
 import itertools
@@ -10,6 +11,7 @@ import time
 import warnings
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+MOST_WAYS = 1000  # to one folder, by links: links to one another make a tree that doubles at every level
 CACHED_FROM = 10_000  # below this a scan takes less time than a user notices
 
 _MAGIC = 0x53454C4C4953_0001  # "SELLIS" and the version of the format
@@ -56,7 +59,7 @@ class ImageListing(Sequence[str]):
         """Lists every image below the roots once, in byte order of the paths, on any file system.
 
         Folders are searched recursively, through linked folders but not in circles; hidden names are skipped. A
-        sub-folder without permission to list it is left out, with a warning.
+        sub-folder that may not be listed, has vanished or lies too deep is left out, with a warning.
         A file named as a root is taken whatever its extension. Listings of `CACHED_FROM` paths and more are
         cached; a cached one is used while no visited folder has a new time stamp.
 
@@ -67,10 +70,12 @@ class ImageListing(Sequence[str]):
 
         Raises:
             FileNotFoundError: a root is missing, or no image was found.
+            OSError: links lead to one folder in more than `MOST_WAYS` ways.
             PermissionError: a root may not be listed.
         """
         given = [roots] if isinstance(roots, str | os.PathLike) else roots
-        names = [os.fsencode(os.path.normpath(Path(root).expanduser())) for root in given]
+        # Not `Path.expanduser`, which fails for a user who is not known.
+        names = [os.fsencode(os.path.normpath(os.path.expanduser(root))) for root in given]
         files, folders = _split_roots(names)
         suffixes = tuple(sorted({b"." + os.fsencode(ending).lower().lstrip(b".") for ending in extensions}))
         cache = _ScanCache.of_scan(files, folders, suffixes, cache_dir)
@@ -306,7 +311,8 @@ def _merged(streams: Sequence[Iterator[bytes]]) -> Iterator[bytes]:
 
 def _walk(root: bytes, suffixes: tuple[bytes, ...], visited: list[_Folder]) -> Iterator[bytes]:
     """Image files below a folder in byte order, holding the names of one branch only."""
-    branch = [_enter(root, frozenset(), suffixes, visited)]
+    ways: Counter[tuple[int, int]] = Counter()
+    branch = [_enter(root, frozenset(), suffixes, visited, ways)]
     while branch:
         folder, names, above = branch[-1]
         name = next(names, None)
@@ -315,8 +321,8 @@ def _walk(root: bytes, suffixes: tuple[bytes, ...], visited: list[_Folder]) -> I
         elif name.endswith(b"/"):
             below = os.path.join(folder, name[:-1])
             try:
-                branch.append(_enter(below, above, suffixes, visited))
-            except PermissionError as error:
+                branch.append(_enter(below, above, suffixes, visited, ways))
+            except (PermissionError, FileNotFoundError, NotADirectoryError, _TooDeepError) as error:
                 warnings.warn(f"images are left out: {error}", stacklevel=2)
                 # A permission given later changes no time stamp; one of now keeps the scan out of the cache.
                 visited.append(_Folder(below, time.time_ns(), 0))
@@ -325,7 +331,11 @@ def _walk(root: bytes, suffixes: tuple[bytes, ...], visited: list[_Folder]) -> I
 
 
 def _enter(
-    folder: bytes, above: frozenset[tuple[int, int]], suffixes: tuple[bytes, ...], visited: list[_Folder]
+    folder: bytes,
+    above: frozenset[tuple[int, int]],
+    suffixes: tuple[bytes, ...],
+    visited: list[_Folder],
+    ways: Counter[tuple[int, int]],
 ) -> tuple[bytes, Iterator[bytes], frozenset[tuple[int, int]]]:
     """A folder's images and sub-folders, those with a slash at the end, which is also their place in byte order."""
     try:
@@ -336,8 +346,11 @@ def _enter(
         with os.scandir(folder) as entries:
             names = sorted(_wanted_names(entries, suffixes))
     except OSError as error:
-        line = f"cannot list folder {os.fsdecode(folder)!r}: {error.strerror}; correct its permissions or the path"
-        raise type(error)(line) from error
+        line = f"cannot list folder {_quoted([folder])}: {error.strerror}; correct its permissions or the path"
+        raise (_TooDeepError if error.errno == errno.ENAMETOOLONG else type(error))(line) from error
+    ways[identity] += 1
+    if ways[identity] > MOST_WAYS:
+        raise OSError(f"links lead to folder {_quoted([folder])} in more than {MOST_WAYS} ways; remove some")
     visited.append(_Folder(folder, status.st_mtime_ns, status.st_ino))
     return folder, iter(names), above | {identity}
 
@@ -359,5 +372,10 @@ def _is_folder(entry: "os.DirEntry[bytes]") -> bool:
         return False
 
 
+class _TooDeepError(OSError):
+    """A path is longer than the system takes."""
+
+
 def _quoted(names: Iterable[bytes]) -> str:
-    return ", ".join(repr(os.fsdecode(name)) for name in names)
+    texts = map(os.fsdecode, names)
+    return ", ".join(repr(text if len(text) < 400 else f"{text[:100]}…{text[-100:]}") for text in texts)

@@ -3,14 +3,19 @@
 import csv
 import json
 import os
+import reprlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, AnyStr
 
 from datamodules.images.listing import ImageListing
 
 MANIFEST_EXTENSIONS = (".csv", ".jsonl")
 PATH_COLUMNS = ("path", "file")
+
+# A hostile file must not decide how much memory reading it takes: a line is held whole, a column costs every row.
+MOST_CHARACTERS = 1 << 20
+MOST_COLUMNS = 1000
 
 Row = tuple[int, Mapping[str, Any]]
 
@@ -31,7 +36,7 @@ def read_manifest(
         FileNotFoundError: the manifest is missing or lists no image.
         ValueError: a line cannot be understood; the text names the file and the line.
     """
-    manifest = Path(path).expanduser()
+    manifest = Path(os.path.expanduser(path))  # not `Path.expanduser`, which fails for a user who is not known
     if not manifest.is_file():
         raise FileNotFoundError(f"no such manifest: {str(manifest)!r}; correct the path")
     rows = _csv_rows if manifest.suffix.lower() == ".csv" else _jsonl_rows
@@ -51,26 +56,33 @@ def _collect(
         path_column = path_column or _path_column(manifest, line, row)
         value = row.get(path_column)
         if not isinstance(value, str) or not value.strip():
-            raise _fault(manifest, line, f"column {path_column!r} holds no path, got {value!r}; fill it in")
+            raise _fault(manifest, line, f"column {path_column!r} holds no path, got {_short(value)}; fill it in")
         for name in row:
             if name != path_column and name not in columns and (keep is None or name in keep):
+                if len(columns) == MOST_COLUMNS:
+                    raise _fault(manifest, line, f"more than {MOST_COLUMNS} columns so far; give rows the same keys")
                 columns[name] = [None] * count
         for name, values in columns.items():
             values.append(row.get(name))
-        yield os.path.normpath(manifest.parent / value)
+        joined = os.path.normpath(manifest.parent / value)
+        try:
+            os.fsencode(joined)
+        except UnicodeEncodeError as error:  # half a character, which JSON can spell
+            raise _fault(manifest, line, f"{_short(value)} can be no file's name; correct it") from error
+        yield joined
 
 
 def _path_column(manifest: Path, line: int, row: Mapping[str, Any]) -> str:
     for name in PATH_COLUMNS:
         if name in row:
             return name
-    found = ", ".join(map(repr, row)) or "none"
+    found = ", ".join(map(_short, list(row)[:10])) + ", …" * (len(row) > 10) or "none"
     raise _fault(manifest, line, f"no column 'path' or 'file', found {found}; rename the one with the images")
 
 
 def _csv_rows(manifest: Path) -> Iterator[Row]:
     with manifest.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(_lines(manifest, file), strict=True)
         header: list[str] | None = None
         try:
             for fields in reader:
@@ -92,14 +104,16 @@ def _csv_rows(manifest: Path) -> Iterator[Row]:
 
 def _check_header(manifest: Path, line: int, header: list[str]) -> None:
     _path_column(manifest, line, dict.fromkeys(header))
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise _fault(manifest, line, f"column {repeated[0]!r} appears twice; rename one")
+    seen: set[str] = set()
+    for name in header:
+        if name in seen:
+            raise _fault(manifest, line, f"column {_short(name)} appears twice; rename one")
+        seen.add(name)
 
 
 def _jsonl_rows(manifest: Path) -> Iterator[Row]:
     with manifest.open("rb") as file:
-        for line, text in enumerate(file, start=1):
+        for line, text in enumerate(_lines(manifest, file), start=1):
             if not text.strip():
                 continue
             try:
@@ -108,9 +122,28 @@ def _jsonl_rows(manifest: Path) -> Iterator[Row]:
                 raise _fault(manifest, line, "not UTF-8; save the file as UTF-8") from error
             except json.JSONDecodeError as error:
                 raise _fault(manifest, line, f"no JSON ({error.msg}); write one object a line") from error
+            except RecursionError as error:
+                raise _fault(manifest, line, "values nested too deeply; write one flat object a line") from error
+            except ValueError as error:  # a number of thousands of digits
+                raise _fault(manifest, line, f"no value that can be read ({error}); correct it") from error
             if not isinstance(row, dict):
                 raise _fault(manifest, line, f"expected an object, got {type(row).__name__}; write one object a line")
             yield line, row
+
+
+def _lines(manifest: Path, file: IO[AnyStr]) -> Iterator[AnyStr]:
+    """The lines of a file, none of which may be so long that it fills the memory."""
+    line = 0
+    while text := file.readline(MOST_CHARACTERS + 1):
+        line += 1
+        if len(text) > MOST_CHARACTERS:
+            raise _fault(manifest, line, f"longer than {MOST_CHARACTERS} characters; write one row a line")
+        yield text
+
+
+def _short(value: object) -> str:
+    """Return a value as Python writes it, cut in its middle where it is long."""
+    return reprlib.repr(value)
 
 
 def _fault(manifest: Path, line: int, text: str) -> ValueError:

@@ -7,7 +7,7 @@ knows them.
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -18,9 +18,19 @@ from numpy.typing import NDArray
 
 from datamodules.images.decoding import decode_bytes
 from datamodules.images.errors import UnreadableImageError
+from lightning_modules.functional.plain_json import quoted
 
 INDEX_FOLDER, SHARD_FOLDER = "index", "shards"
-INDEX_PARTS = ("names", "name_ends", "shard", "offset", "length", "shard_names", "shard_name_ends")
+INDEX_TYPES = {
+    "names": "uint8",
+    "name_ends": "int64",
+    "shard": "int32",
+    "offset": "int64",
+    "length": "int32",
+    "shard_names": "uint8",
+    "shard_name_ends": "int64",
+}
+INDEX_PARTS = tuple(INDEX_TYPES)
 REMOTE = "://"
 
 
@@ -94,6 +104,8 @@ class ShardIndex:
     def load(cls, root: str) -> "ShardIndex":
         """Read the index of a folder of shards; local arrays are memory-mapped."""
         parts = [_load_array(f"{root}/{INDEX_FOLDER}/{name}.npy") for name in INDEX_PARTS]
+        if (odd := _oddity(dict(zip(INDEX_PARTS, parts, strict=True)))) is not None:
+            raise ValueError(f"{root}/{INDEX_FOLDER}: {odd}; prepare the shards again or copy the folder again")
         return cls(PackedNames(parts[0], parts[1]), parts[2], parts[3], parts[4], PackedNames(parts[5], parts[6]))
 
 
@@ -136,6 +148,35 @@ class ShardSource:
         return f"{self.root}/{SHARD_FOLDER}/{self.index.shard_names[int(self.index.shard[index])]}"
 
 
+def _oddity(parts: Mapping[str, NDArray[Any]]) -> str | None:
+    """Return what cannot be in the index of a folder of shards; None where nothing is found."""
+    for name, array in parts.items():
+        if array.ndim != 1 or array.dtype != INDEX_TYPES[name]:
+            return f"{name} is an array of {array.dtype} and {array.ndim} dimensions"
+    if len({len(parts[name]) for name in ("name_ends", "shard", "offset", "length")}) > 1:
+        return "its arrays have different lengths"
+    for blob, ends in (("names", "name_ends"), ("shard_names", "shard_name_ends")):
+        if not _rises_to(parts[ends], len(parts[blob])):
+            return f"{ends} does not divide {blob}"
+    count = len(parts["shard_name_ends"])
+    if len(parts["shard"]) and not 0 <= parts["shard"].min() <= parts["shard"].max() < count:
+        return f"it has {count} shards and names another"
+    if (parts["offset"] < 0).any() or (parts["length"] < 0).any():
+        return "an image lies before the beginning of its shard"
+    if any(
+        name in ("", ".", "..") or "/" in name for name in PackedNames(parts["shard_names"], parts["shard_name_ends"])
+    ):
+        return "the name of a shard leads out of its folder"
+    return None
+
+
+def _rises_to(ends: NDArray[np.int64], last: int) -> bool:
+    """Return whether places rise from zero to a last one."""
+    if not len(ends):
+        return last == 0
+    return bool(ends[0] >= 0 and ends[-1] == last and (ends[1:] >= ends[:-1]).all())
+
+
 def is_shard_folder(spec: str) -> bool:
     """Return whether an address or a folder is one of shards."""
     if REMOTE in spec:
@@ -151,7 +192,8 @@ def read_range(path: str, start: int, length: int) -> bytes:
         return data
     file = os.open(path, os.O_RDONLY)
     try:
-        return os.pread(file, length, start)
+        # Memory is taken for what is asked, also where the file has less.
+        return os.pread(file, max(0, min(length, os.fstat(file).st_size - start)), start)
     finally:
         os.close(file)
 
@@ -166,15 +208,19 @@ def shrunk(image: NDArray[np.uint8], size_wh: tuple[int, int]) -> NDArray[np.uin
 
 
 def _load_array(path: str) -> NDArray[Any]:
+    filesystem, inner = _filesystem(path) if REMOTE in path else (None, path)
     try:
-        if REMOTE not in path:
+        if filesystem is None:
             return np.asarray(np.load(path, mmap_mode="r"))
-        filesystem, inner = _filesystem(path)
         return np.asarray(np.load(io.BytesIO(filesystem.cat_file(inner))))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing: name a folder that `sealmark prepare sa1b` has finished, with all of its parts"
         ) from None
+    except OSError:
+        raise
+    except Exception as error:  # numpy hands headers to tokenize and ast, whose errors are of many kinds
+        raise ValueError(f"{path} is no whole array ({quoted(str(error))}): copy the folder again") from None
 
 
 def _filesystem(path: str) -> tuple[Any, str]:

@@ -10,12 +10,13 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.images.decoding import read_image
+from datamodules.images.decoding import LIMIT, pixel_limit, read_image
 from datamodules.images.listing import ImageListing
 from datamodules.images.manifests import MANIFEST_EXTENSIONS, read_manifest
 from datamodules.images.randomness import sample_rng
 
 PROCEDURAL_SCHEME = "procedural://"
+MOST_SCENES = 1 << 48  # seeds of scenes and arithmetic on positions stay within 64 bits
 _PROCEDURAL_FORM = "procedural://COUNT?seed=0&size=512"
 
 PathLike = str | os.PathLike[str]
@@ -74,6 +75,11 @@ class ProceduralSource:
         for name, value, least in (("count", count, 1), ("seed", seed, 0), ("size", size, 1)):
             if value < least:
                 raise ValueError(f"{name} of a procedural source must be at least {least}, got {value}")
+        if count > MOST_SCENES or size * size > pixel_limit():
+            raise ValueError(
+                f"a procedural source has at most {MOST_SCENES} scenes of {pixel_limit()} pixels ({LIMIT}), got "
+                f"{count} of {size}x{size}; lower count or size"
+            )
         self.count = count
         self.seed = seed
         self.size = size

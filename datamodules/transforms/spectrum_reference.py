@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from datamodules.images.decoding import opened_header
+
 Pixels = NDArray[np.uint8]
 Mode = Literal["train", "valid", "test"]
 Compression = Literal["jpeg", "webp"]
@@ -48,7 +50,7 @@ def read_plain(path: str) -> Pixels | None:
     Raises:
         OSError: The file cannot be decoded.
     """
-    with Image.open(path) as file:
+    with opened_header(path) as file:
         image = file.convert("RGB") if file.mode in ("P", "CMYK", "YCbCr") else file
         pixels = np.asarray(image)
     grey = pixels.ndim == 2 or pixels.shape[2] < 3 or pixels.dtype != np.uint8

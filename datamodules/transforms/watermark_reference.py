@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.images.decoding import opened_header
 from lightning_modules.functional.compositing import composite
 
 REFERENCE_MODES = ("normal", "multiply", "overlay")
@@ -180,10 +181,10 @@ class ReferenceCompositor:
 
 def _read_logo(path: str | Path) -> Image.Image:
     try:
-        with Image.open(path) as logo:
+        with opened_header(path) as logo:
             return logo.convert("RGBA")
-    except OSError as error:
-        raise ValueError(f"logo {path} cannot be read ({error}): replace or remove it") from error
+    except Exception as error:  # a hostile file can raise anything inside Pillow
+        raise ValueError(f"logo {str(path)!r} cannot be read ({error}): replace or remove it") from error
 
 
 def _diagonal(width: int, height: int) -> float:

@@ -2,6 +2,7 @@
 
 from experiments.benchmarks import (
     augmentation,
+    bad_numbers,
     compositing,
     copy_loss,
     decoding,
@@ -23,7 +24,8 @@ COPIES = (views, copy_loss, retrieval)
 SPECTRA = (spectra, spectrum_data)
 SYNCHRONISATION = (augmentation, sync_embedding, sync_step, sync_setups)
 SEALS = (seal_documents, seal_prompts, seal_forging)
+RUNS = (bad_numbers,)
 
-for benchmark in (*SEGMENTATION, *COPIES, *SPECTRA, *SYNCHRONISATION, *SEALS):
+for benchmark in (*SEGMENTATION, *COPIES, *SPECTRA, *SYNCHRONISATION, *SEALS, *RUNS):
     print(f"\n{benchmark.__name__}")
     benchmark.main([])

@@ -34,8 +34,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from datamodules.images.procedural import draw_scene
 from lightning_modules.functional.geometry import frame_corners_px
+from lightning_modules.functional.sample_draws import SampleDraws
 from lightning_modules.syncseal.augmentation.attack import attack
-from lightning_modules.syncseal.augmentation.draws import SampleDraws
 from lightning_modules.syncseal.augmentation.geometric import draw_geometry
 from lightning_modules.syncseal.augmentation.settings import GeometricSettings, ValueSettings
 

@@ -101,10 +101,12 @@ def _step(module: ForgerModule, image: Tensor, ink: Tensor) -> Side:
         make_optimizer(part, "adamw", 1e-3, 0.0) for part in (module.network, module.fake) if part is not None
     ]
 
+    index = torch.arange(len(image))
+
     def step() -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
-        loss, fake_loss, _ = module.losses_of(image, ink)
+        loss, fake_loss, _ = module.losses_of(image, ink, index)
         torch.autograd.backward(loss if fake_loss is None else loss + fake_loss)
         torch.nn.utils.clip_grad_norm_(module.network.parameters(), 1.0)
         for optimizer in optimizers:

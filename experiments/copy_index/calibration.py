@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_modules.functional.plain_json import parse_json, quoted
 from lightning_modules.functional.retrieval import Candidates, Integers, RankedPairs
 
 MIN_PAIRS = 20
@@ -109,7 +109,7 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str]]:
         raise FileNotFoundError(f"no file of pairs at {path}")
     with path.open(newline="", encoding="utf-8") as file:
         rows: Iterator[Any] = map(_json_pair, file) if path.suffix == ".jsonl" else csv.reader(file)
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(_explained(rows, path), start=1):
             header = number == 1 and row and row[0] in ("query", "query_id")
             if not row or header or (len(row) == 2 and not row[1]):
                 continue
@@ -120,7 +120,14 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str]]:
 
 def _json_pair(line: str) -> list[Any]:
     try:
-        pair = json.loads(line)
+        pair = parse_json(line, "a pair")
         return [pair["query"], pair["reference"]]
     except (ValueError, KeyError, TypeError):
         return [line] if line.strip() else []
+
+
+def _explained(rows: Iterator[Any], path: Path) -> Iterator[Any]:
+    try:
+        yield from rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no CSV or JSON Lines in UTF-8 ({quoted(str(error))})") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from callbacks.descriptor_files import Records, Rows, read_descriptors
+from lightning_modules.functional.plain_json import parse_json
 from lightning_modules.functional.retrieval import Floats, Integers
 
 _TOLERANCE = 0.01
@@ -47,7 +47,11 @@ class DescriptorFolders:
         """Yield the path of each descriptor."""
         for records, _ in self._parts:
             for record in records:
-                yield str(record["path"])
+                if not isinstance(record.get("path"), str):
+                    raise ValueError(
+                        f"a prediction in {', '.join(map(str, self.folders))} names no path: predict again"
+                    )
+                yield record["path"]
 
     def __getitem__(self, index: slice | Integers) -> Floats:
         """Read some descriptors (n, D), checked; positions are ascending."""
@@ -87,10 +91,9 @@ class DescriptorFolders:
 
 def _about(folder: Path) -> dict[str, Any]:
     path = folder / "predictions.json"
-    try:
-        about = json.loads(path.read_bytes())
-        return {key: about.get(key) for key in ("fingerprint", "model", "ckpt_path", "weights")}
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: nobody knows which model made these descriptors") from None
-    except (ValueError, AttributeError):
-        raise ValueError(f"{path} is damaged: predict again into an empty folder") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: nobody knows which model made these descriptors")
+    about = parse_json(path.read_bytes(), str(path))
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} is damaged: predict again into an empty folder")
+    return {key: about.get(key) for key in ("fingerprint", "model", "ckpt_path", "weights")}

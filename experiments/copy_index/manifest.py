@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from callbacks.prediction_files import TEMPORARY_SUFFIX, FolderLock, explained
+from callbacks.prediction_files import TEMPORARY_SUFFIX, FolderLock, explained, refuse_links
+from lightning_modules.functional.plain_json import parse_json, quoted
 
 Kind = Literal["flat", "ivf", "ivf_pq"]
 MANIFEST = "manifest.json"
 FORMAT = "sealmark copy index 1"
+MOST_DIMS = 1 << 20
 _OURS = re.compile(r"\d{6}\.(faiss|paths|table|removed)")
 
 
@@ -67,26 +71,63 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no index: {MANIFEST} is not in it; make one with `sealmark index build`")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes(), "it")
         if content.pop("format") != FORMAT:
             raise ValueError("its format is another one")
         return _checked(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not the manifest of an index ({error}): build the index again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        told = quoted(str(error))
+        raise ValueError(f"{path} is not the manifest of an index ({told}): build the index again") from None
 
 
 def _checked(content: dict[str, Any]) -> Manifest:
-    files = {name: FileFacts(int(facts["size"]), str(facts["sha256"])) for name, facts in content["files"].items()}
-    segments = [SegmentFacts(int(each["number"]), int(each["rows"])) for each in content["segments"]]
+    files = {name: FileFacts(_count(facts["size"]), str(facts["sha256"])) for name, facts in content["files"].items()}
+    segments = [SegmentFacts(_count(each["number"]), _count(each["rows"])) for each in content["segments"]]
     manifest = Manifest(**content | {"files": files, "segments": segments})
     names = [name for segment in segments for name in names_of(segment.number)]
     names += [manifest.removed] if manifest.removed else []
+    names += [names_of(0)[0]] if manifest.kind != "flat" else []  # what was learnt, for those that are added
     odd = [name for name in files if not _OURS.fullmatch(name)] + [name for name in names if name not in files]
     if odd:
         raise ValueError(f"it names {odd[0]!r}")
-    if manifest.kind not in get_args(Kind) or int(manifest.dims) < 1:
-        raise ValueError(f"kind {manifest.kind!r}, {manifest.dims!r} numbers a descriptor")
+    if manifest.kind not in get_args(Kind) or not 1 <= _count(manifest.dims) <= MOST_DIMS:
+        raise ValueError(f"kind {quoted(manifest.kind)}, {quoted(manifest.dims)} numbers a descriptor")
+    if (
+        _count(manifest.nprobe) < 1
+        or _count(manifest.next_number) < 1
+        or _count(manifest.removed_rows) > _total(segments)
+    ):
+        raise ValueError("a count in it cannot be")
+    if not isinstance(manifest.model, dict):
+        raise ValueError("it does not say which model")
+    _check_facts(manifest)
     return manifest
+
+
+def _count(value: Any) -> int:
+    """Return a whole number of things that there can be."""
+    if not isinstance(value, int) or not 0 <= value < 1 << 48:
+        raise ValueError(f"{quoted(value)} is no count")
+    return int(value)
+
+
+def _total(segments: list[SegmentFacts]) -> int:
+    return sum(segment.rows for segment in segments)
+
+
+def _check_facts(manifest: Manifest) -> None:
+    """Refuse a recall or a calibration that is none."""
+    quality, curve = manifest.quality, manifest.calibration
+    if quality is not None:
+        shares = [float(quality[name]) for name in ("recall_at_1", "recall_at_10", "cosine")]
+        shares += [_count(quality[name]) for name in ("queries", "rows", "lists")]
+        if not all(map(math.isfinite, shares)):
+            raise ValueError("its recall is none")
+    if curve is not None:
+        scores, precisions = [float(each) for each in curve["score"]], [float(each) for each in curve["precision"]]
+        rising = all(low <= high for low, high in pairwise(scores)) and all(map(math.isfinite, scores))
+        if not rising or len(scores) != len(precisions) or not all(0 <= share <= 1 for share in precisions):
+            raise ValueError("its calibration is none")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -132,6 +173,7 @@ def check_file(path: Path, facts: FileFacts, *, content: bool) -> None:
 def writing(folder: Path) -> Iterator[None]:
     """Keep other writers out of an index, and remove what killed ones left there."""
     lock = FolderLock()
+    refuse_links(folder, (f"{MANIFEST}*", ".lock.rank*"))
     if not lock.take(folder, 0):
         raise ValueError(f"another build or add is writing to {folder}: wait for it")
     try:

@@ -80,4 +80,9 @@ def read_removed(folder: Path, manifest: Manifest) -> Integers:
         return np.empty(0, np.int64)
     path = folder / manifest.removed
     check_file(path, manifest.files[manifest.removed], content=True)
-    return np.fromfile(path, "<i8").astype(np.int64)
+    removed = np.fromfile(path, "<i8").astype(np.int64)
+    rows = int(segment_starts(manifest)[-1])
+    rising = bool((np.diff(removed) > 0).all()) and len(removed) == manifest.removed_rows
+    if not rising or (len(removed) and not 0 <= removed[0] <= removed[-1] < rows):
+        raise ValueError(f"{path} does not hold the ids that its manifest tells of: build the index again")
+    return removed

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from callbacks.prediction_files import explained
+from experiments.copy_index.faiss_files import check_lists
 from experiments.copy_index.manifest import Manifest, SegmentFacts, check_file, names_of
+from lightning_modules.functional.plain_json import parse_json, quoted
 from lightning_modules.functional.retrieval import Floats, Integers, nearest_references
 
 BLOCK = 32768
 """Descriptors in memory at a time."""
+_MOST_CHARACTERS = 1 << 16  # of a path, escaped: sixteen times what a file system takes
 TABLE = np.dtype([("end", "<i8"), ("hash", "<u8")])
 # A flat index of inner products as faiss writes it: name, size, count, two fillers, trained, metric, length in floats.
 _FLAT_HEADER = struct.Struct("<4siqqqBiQ")
@@ -46,8 +49,9 @@ class FlatSegment:
         self._path, self._dims = path, dims
         self._live = np.delete(np.arange(rows), removed) if len(removed) else None
         self._count = rows - len(removed)
+        size = _FLAT_HEADER.size + 4 * rows * dims
         with path.open("rb") as file:
-            if file.read(_FLAT_HEADER.size) != flat_header(rows, dims):
+            if file.read(_FLAT_HEADER.size) != flat_header(rows, dims) or path.stat().st_size != size:
                 raise ValueError(f"{path} is not the flat index that its manifest tells of: build the index again")
 
     def __len__(self) -> int:
@@ -91,7 +95,7 @@ class ListSegment:
         """
         import faiss
 
-        self._index = read_faiss(path)
+        self._index = read_faiss(path, dims, rows)
         if (self._index.d, self._index.ntotal, self._index.metric_type) != (dims, rows, faiss.METRIC_INNER_PRODUCT):
             raise ValueError(f"{path} is not the index that its manifest tells of: build the index again")
         options: Any = faiss.SearchParametersIVF
@@ -113,25 +117,30 @@ def open_segment(folder: Path, manifest: Manifest, facts: SegmentFacts, removed:
     """Check the files of a segment and open it; only what faiss reads is read through first."""
     for name in names_of(facts.number):
         check_file(folder / name, manifest.files[name], content=manifest.kind != "flat" and name.endswith(".faiss"))
-    path = folder / names_of(facts.number)[0]
+    path, _, table = (folder / name for name in names_of(facts.number))
+    if table.stat().st_size != facts.rows * TABLE.itemsize:
+        raise ValueError(f"{table} does not hold the {facts.rows} places that its manifest tells of: build again")
     if manifest.kind == "flat":
         return FlatSegment(path, facts.rows, manifest.dims, removed)
     return ListSegment(path, facts.rows, manifest.dims, removed, manifest.nprobe)
 
 
-def read_faiss(path: Path, *, mapped: bool = True) -> Any:
+def read_faiss(path: Path, dims: int, rows: int, *, mapped: bool = True) -> Any:
     """Read an index of faiss; what is no such index is an error of one line.
 
     Args:
         path: The file.
+        dims: Numbers a descriptor.
+        rows: Descriptors in it.
         mapped: Whether its lists stay on disk until they are looked at; such an index cannot be added to.
     """
     import faiss
 
+    check_lists(path, dims, rows)
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0)
     except RuntimeError as error:
-        raise ValueError(f"faiss cannot read {path} ({str(error)[-80:]!r}): build the index again") from None
+        raise ValueError(f"faiss cannot read {path} ({quoted(str(error)[-80:])}): build the index again") from None
 
 
 def write_flat(path: Path, rows: int, dims: int, blocks: Iterable[Floats]) -> None:
@@ -180,14 +189,18 @@ def write_paths(folder: Path, number: int, paths: Iterable[str]) -> None:
 def read_paths(folder: Path, number: int, rows: Sequence[int]) -> Iterator[str]:
     """Yield the paths of some rows of a segment."""
     _, text_name, table_name = names_of(number)
+    size = (folder / text_name).stat().st_size
     with (folder / text_name).open("rb") as text, (folder / table_name).open("rb") as table:
         for row in rows:
             start = 0
             if row:
                 table.seek((row - 1) * TABLE.itemsize)
                 start = int(np.frombuffer(table.read(TABLE.itemsize), TABLE)["end"][0])
-            text.seek(start)
-            yield str(json.loads(text.readline()))
+            text.seek(min(max(start, 0), size))
+            path = parse_json(text.readline(_MOST_CHARACTERS), f"{folder / text_name} at {start}")
+            if not isinstance(path, str):
+                raise ValueError(f"{folder / text_name} at {start} is no path: build the index again")
+            yield path
 
 
 def read_hashes(folder: Path, number: int) -> NDArray[np.uint64]:

@@ -93,7 +93,7 @@ def add(folder: Path, inputs: DescriptorFolders, duplicates: Duplicates = "refus
         trained = None
         if manifest.kind != "flat":
             check_file(folder / _TRAINED, manifest.files[_TRAINED], content=True)
-            trained = read_faiss(folder / _TRAINED, mapped=False)
+            trained = read_faiss(folder / _TRAINED, manifest.dims, 0, mapped=False)
         if len(positions):
             grown = _append(folder, manifest, inputs, positions, trained)
             manifest = _without(folder, grown, replaced)

@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments.steps import Results, log_dir, read_results, run_step, shown
 from lightning_modules.functional.geometry import unwarp
 from lightning_modules.functional.pixels import to_picture, to_unit
-from lightning_modules.syncseal.augmentation.draws import SampleDraws
+from lightning_modules.functional.sample_draws import SampleDraws
 from lightning_modules.syncseal.augmentation.setups import named_attack
 from lightning_modules.syncseal.module import SyncSealModule
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_modules.functional.plain_json import quoted
 from lightning_modules.functional.retrieval import Candidates, Floats
 
 PAIR_HEADER = ("query_id", "reference_id")
@@ -43,7 +44,7 @@ def read_predictions(path: str | os.PathLike[str]) -> list[tuple[str, str, float
         if tuple(fields) == SCORE_HEADER:
             continue
         if len(fields) != 3 or not _is_number(fields[2]):
-            raise ValueError(f"{path}, line {line}: {','.join(fields)!r}; write query_id,reference_id,score")
+            raise ValueError(f"{path}, line {line}: {quoted(','.join(fields))!r}; write query_id,reference_id,score")
         triples.append((fields[0], fields[1], float(fields[2])))
     return triples
 
@@ -85,14 +86,28 @@ def read_descriptors(path: str | os.PathLike[str]) -> ChallengeDescriptors:
             missing = [name for name in (*_GROUPS, *(f"{n}_ids" for n in _GROUPS)) if name not in file]
             if missing:
                 raise ValueError(f"{path} has no data set {missing[0]!r}: a submission has query, reference and ids")
+            _check_sets(file, os.path.getsize(path))
             rows = [np.asarray(file[name], np.float32) for name in _GROUPS]
             ids = [_texts(file[f"{name}_ids"][...]) for name in _GROUPS]
-    except OSError as error:
-        raise ValueError(f"{path} is no HDF5 file ({error}); name the descriptors of a submission") from error
+    # What is damaged brings forth errors of many types in HDF5.
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, ValueError, MemoryError) as error:
+        told = quoted(" ".join(str(error).split()))
+        raise ValueError(f"{path} is no HDF5 file of descriptors ({told}); name those of a submission") from error
     for name, matrix, names in zip(_GROUPS, rows, ids, strict=True):
         if matrix.ndim != 2 or len(matrix) != len(names) or matrix.shape[1] != rows[0].shape[-1]:
             raise ValueError(f"{path}: {name} is {matrix.shape} beside {len(names)} ids; it must be (ids, numbers)")
     return ChallengeDescriptors(rows[0], rows[1], ids[0], ids[1])
+
+
+def _check_sets(file: Any, size: int) -> None:
+    """Refuse data sets that lie in other files, or claim more numbers than this one holds."""
+    h5py = require_h5py()
+    for name in (*_GROUPS, *(f"{n}_ids" for n in _GROUPS)):
+        found = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+        if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+            raise ValueError(f"{name} is no data set of this file")
+        if found.nbytes > size:
+            raise ValueError(f"{name} claims {found.nbytes} bytes in a file of {size}")
 
 
 def write_descriptors(path: str | os.PathLike[str], descriptors: ChallengeDescriptors) -> None:
@@ -120,7 +135,7 @@ def require_h5py() -> Any:
 
 
 def _texts(ids: Any) -> list[str]:
-    return [text.decode() if isinstance(text, bytes) else str(text) for text in ids]
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in ids.ravel().tolist()]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

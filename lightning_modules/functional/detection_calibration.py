@@ -199,6 +199,14 @@ class Calibration:
         if state.get("format") != _FORMAT:
             raise ValueError(f"calibration of format {state.get('format')} in the checkpoint, {_FORMAT} is known here")
         numbers = {key: np.asarray(state[key], dtype=np.float64) for key in ("scores", "scale", "offset")}
+        heads = len(state["generators"])
+        shapes = [np.shape(numbers["scores"])[1:], *(np.shape(numbers[key]) for key in ("scale", "offset"))]
+        shapes.append(np.shape(state["fitted"]))
+        named = all(isinstance(name, str) for name in state["generators"])
+        if not named or not len(numbers["scores"]) or any(shape != (heads,) for shape in shapes):
+            raise ValueError(f"shapes {shapes} for {heads} named heads")
+        if not all(np.isfinite(values).all() for values in numbers.values()):
+            raise ValueError("a number in it is infinite or none")
         low, high = state["limits"]
         return cls(tuple(state["generators"]), fitted=np.asarray(state["fitted"], dtype=np.bool_),
                    limits=(float(low), float(high)), **numbers)  # fmt: skip

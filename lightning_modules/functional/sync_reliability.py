@@ -92,7 +92,19 @@ class Reliability:
     def from_state(cls, state: Mapping[str, Any]) -> Reliability:
         """Take back what `state` gave."""
         limits = {name: float(state[name]) for name in ("absent_up_to", "reliable_up_to")}
-        return cls(**{**state, **limits})
+        shares = {name: finite(state[name]) for name in ("rate", "tolerance")}
+        counts = {name: int(state[name]) for name in ("unmarked", "marked", "refinements", "orientations")}
+        if any(map(math.isnan, limits.values())) or state["score"] not in ("presence", "spread"):
+            raise ValueError(f"limits {limits} of a score {state['score']!r}")
+        return cls(**{**state, **limits, **shares, **counts})
+
+
+def finite(value: Any) -> float:
+    """Return a stored number; what is infinite or none is an error."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is no finite number")
+    return number
 
 
 def exceeded_by_few(scores: Floats, rate: float) -> float:

@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lightning_modules.functional.plain_json import quoted
+
 Floats = NDArray[np.float64]
 WORDS = ("VERY LIKELY", "LIKELY", "POSSIBLE", "no evidence")
 RATES = (0.01, 0.05, 0.1)
@@ -97,11 +99,15 @@ def read_scores(path: Path) -> tuple[list[str], Floats]:
         raise FileNotFoundError(f"no calibration file {path}")
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.reader(stream)
-        header = next(reader, [])
-        if "score" not in header or "image_filename" not in header:
-            raise ValueError(f"{path}: its first line must name image_filename and score, got {','.join(header)!r}")
-        column = header.index("score")
-        values = [_number(row, column, path, line) for line, row in enumerate(reader, start=2) if row]
+        try:
+            header = next(reader, [])
+            if "score" not in header or "image_filename" not in header:
+                told = quoted(",".join(header))
+                raise ValueError(f"{path}: its first line must name image_filename and score, got {told!r}")
+            column = header.index("score")
+            values = [_number(row, column, path, line) for line, row in enumerate(reader, start=2) if row]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}; save it as CSV in UTF-8") from error
     if not values:
         raise ValueError(f"{path} has no scores below its first line")
     return header, np.array(values, dtype=np.float64)
@@ -114,7 +120,7 @@ def _number(row: Sequence[str], column: int, path: Path, line: int) -> float:
     except ValueError:
         value = float("nan")
     if not 0 <= value <= 1:
-        raise ValueError(f"{path}, line {line}: score must be a probability, got {text!r}")
+        raise ValueError(f"{path}, line {line}: score must be a probability, got {quoted(text)!r}")
     return value
 
 

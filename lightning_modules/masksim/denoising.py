@@ -76,13 +76,21 @@ class DenoiserModule(ProvenanceModule):
         residual: Tensor = self.denoiser(self._converted(image))
         return residual
 
+    def accumulation_obstacle(self) -> str | None:
+        """Name the number of real pictures, which may be another in each batch."""
+        return "the loss is the mean over a batch's real pictures, whatever their number: take a larger data.batch_size"
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the mean square between the noise and what is taken for it."""
-        # Drawn by torch, which the base class seeds for this batch.
         clean = self._photographs(batch)
-        if not len(clean):
+        # Each process may have another number, and the loss is the mean over the pictures of all.
+        count = clean.new_tensor([len(clean), 1, len(clean) == 0])
+        pictures, processes, without = self.sum_over_ranks(count).unbind()
+        if without:
             raise ValueError("a batch has no real picture to learn from: set data.balanced to class, or take real ones")
-        loss = self._loss(clean, torch.randn_like(clean))
+        index = batch["index"][batch["label"] < 0.5] if "label" in batch else batch["index"]
+        noise = self.sample_draws(index).noise(clean.shape[1:], clean.device)
+        loss = self._loss(clean, noise.to(clean)) * (len(clean) * processes / pictures)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(clean))
         return loss
 

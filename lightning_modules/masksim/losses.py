@@ -21,7 +21,9 @@ def sample_losses(logit: Tensor, positive: Tensor, loss: LossName) -> Tensor:
     """
     target = positive.to(logit.dtype)
     if loss == "reference":
-        return F.binary_cross_entropy(logit.sigmoid(), target, reduction="none")
+        # torch refuses NaN for a probability with an error, which on a GPU ends the process: it is to be a NaN loss.
+        losses = F.binary_cross_entropy(logit.sigmoid().nan_to_num(), target, reduction="none")
+        return torch.where(logit.isnan(), logit, losses)
     return F.binary_cross_entropy_with_logits(logit, target, reduction="none")
 
 

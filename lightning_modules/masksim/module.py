@@ -15,7 +15,7 @@ from lightning_modules.base import RANDOM, ProvenanceModule
 from lightning_modules.exporting import ExportProgram
 from lightning_modules.functional.detection_calibration import Calibration
 from lightning_modules.functional.pixels import to_unit
-from lightning_modules.weights import load_weights
+from lightning_modules.weights import load_weights, usable
 
 from .bank import Color, DetectorBank, Trunk
 from .denoiser import DEPTH, WIDTH, DnCNN, full_precision
@@ -197,6 +197,13 @@ class MaskSimModule(ProvenanceModule):
             raise ValueError(f"{len(spectra)} trunks give different spectra, and a cache holds one: share the trunk")
         return spectra[0]
 
+    def accumulation_obstacle(self) -> str | None:
+        """Name the heads' norm and means, which are over the batch."""
+        return (
+            "each head's norm and loss are over those samples of the batch that it learns from: take a larger "
+            "data.batch_size or more processes"
+        )
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the sum of the heads' losses, each the mean over its samples of all processes."""
         h: Any = self.hparams
@@ -286,7 +293,8 @@ class MaskSimModule(ProvenanceModule):
     def restore_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Take the calibration that came with weights."""
         if "calibration" in metadata:
-            calibration = Calibration.from_state(metadata["calibration"])
+            with usable("the calibration that came with the weights"):
+                calibration = Calibration.from_state(metadata["calibration"])
             if calibration.generators != self.generators:
                 raise ValueError(
                     f"the calibration is of {', '.join(calibration.generators)}, model.generators are "

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_modules.weights import read_weights
+from lightning_modules.functional.plain_json import quoted
+from lightning_modules.functional.plain_pickles import load_plain, plain_items
+from lightning_modules.weights import check_fit, read_weights
 
 from .bank import DetectorBank, Trunk, distinct_trunks, trunk_of_detector
 from .denoiser import DEPTH, WIDTH, DnCNN, recognise_denoiser
@@ -34,11 +36,12 @@ def read_detector(path: str | Path) -> MaskSimNetwork:
 def detector_of(tensors: Mapping[str, Tensor], path: str) -> MaskSimNetwork:
     """Return the detector that a published state dict belongs to, with its weights, in eval mode."""
     try:
-        network = MaskSimNetwork(**recognise(tensors))
+        arguments = recognise(tensors)
+        check_fit(lambda: MaskSimNetwork(**arguments), tensors)
+        network = MaskSimNetwork(**arguments)
         network.load_state_dict(dict(tensors))
-    except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no whole published MaskSim detector: {reason}") from None
+    except (KeyError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"{path} is no whole published MaskSim detector: {quoted(str(error))}") from None
     box = network.mask_conv.weight
     if not torch.allclose(box, torch.full_like(box, 1 / box[0].numel())):
         raise ValueError(f"{path}: mask_conv.weight is no mean filter, which a published detector always has")
@@ -168,7 +171,7 @@ def load_denoiser(denoiser: DnCNN, path: str | Path) -> None:
     try:
         denoiser.model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the denoiser: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} does not fit the denoiser: {quoted(' '.join(str(error).split()))}") from None
 
 
 def _network_entry(path: str | Path) -> dict[str, Tensor]:
@@ -176,8 +179,8 @@ def _network_entry(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file() or Path(path).suffix == ".safetensors":
         return {}
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # `read_weights` says what is wrong with it
+        content = load_plain(Path(path))
+    except ValueError:  # `read_weights` says what is wrong with it
         return {}
-    entry = content.get("network") if isinstance(content, dict) else None
-    return dict(entry) if isinstance(entry, Mapping) else {}
+    entry = plain_items(plain_items(content).get("network"))
+    return {key: value for key, value in entry.items() if isinstance(key, str) and isinstance(value, Tensor)}

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.functional.sample_draws import SampleDraws
+
 from .hub import find_model, read_config, weight_variant
 from .libraries import from_diffusers, from_transformers, silence_loading
 from .tiny_parts import TinySettings, tiny_parts
@@ -126,11 +128,16 @@ class DiffusionBackbone(nn.Module):
         mean, log_variance = self.encode_moments(images)
         return self.latents_of(mean, None if generator is None else log_variance, generator)
 
-    def latents_of(self, mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+    def latents_of(
+        self, mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | SampleDraws | None = None
+    ) -> Tensor:
         """Return scaled latents of what `encode_moments` gave: a sample, or the mode where there is no log variance."""
         if log_variance is not None:
-            place = mean.device if generator is None else generator.device
-            noise = torch.randn(mean.shape, generator=generator, device=place).to(mean.device)
+            if isinstance(generator, SampleDraws):
+                noise = generator.noise(mean.shape[1:], mean.device)
+            else:
+                place = mean.device if generator is None else generator.device
+                noise = torch.randn(mean.shape, generator=generator, device=place).to(mean.device)
             mean = mean + torch.exp(0.5 * log_variance) * noise
         return mean * float(self.vae.config.scaling_factor)
 
@@ -237,8 +244,13 @@ def denoising_errors(
     return (backbone.predict_noise(noisy, timesteps, prompt) - noise).square().flatten(1).mean(1)
 
 
-def draw_noise(latents: Tensor, low: int, high: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Return noise like latents and a timestep in [low, high) for each."""
+def draw_noise(
+    latents: Tensor, low: int, high: int, generator: torch.Generator | SampleDraws | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return noise like latents and a timestep in [low, high) for each, drawn for each sample or for the batch."""
+    if isinstance(generator, SampleDraws):
+        timesteps = generator.integer(low, high - 1).to(latents.device)
+        return generator.noise(latents.shape[1:], latents.device).to(latents), timesteps
     place = latents.device if generator is None else generator.device
     timesteps = torch.randint(low, high, (len(latents),), generator=generator, device=place)
     noise = torch.randn(latents.shape, generator=generator, device=place, dtype=latents.dtype)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_modules.base import RANDOM, ProvenanceModule, Schedule, make_optimizer, schedule_factor
+from lightning_modules.base import RANDOM, ProvenanceModule, Schedule, make_optimizer
 from lightning_modules.functional.pixels import to_unit
+from lightning_modules.functional.sample_draws import SampleDraws
 from lightning_modules.weights import load_weights
 
 from .backbone import Precision
@@ -194,18 +195,17 @@ class ForgerModule(ProvenanceModule):
         h: Any = self.hparams
         if self.fake is None:
             return super().configure_optimizers()
-        total = int(self.trainer.estimated_stepping_batches) if h.schedule != "constant" else 0
         forger = make_optimizer(self.network, h.optimizer, h.lr, h.weight_decay)
         branch = make_optimizer(self.fake, "adamw", self.prior.lora_lr, 0.0)
         # Both follow one course of factors.
-        return [self._scheduled(each, total) for each in (forger, branch)]  # type: ignore[return-value]
+        return [self.scheduled(each) for each in (forger, branch)]
 
-    def forward(self, image: Tensor, ink: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, ink: Tensor, noise: Tensor | SampleDraws) -> Tensor:
         """Return forged pictures (B, 3, H, W) of drawn ones in [0, 1] with their ink (B, 1, H, W)."""
         allowed = self.allowed(ink)
-        if noise is None:
+        if isinstance(noise, SampleDraws):
             size_hw = (image.shape[-2], image.shape[-1])
-            noise = draw_grain(len(image), size_hw, self.network.noise_scales, device=image.device)
+            noise = draw_grain(len(image), size_hw, self.network.noise_scales, noise, image.device)
         forged: Tensor = self.network(image, ink > 0, allowed, noise)
         return forged
 
@@ -213,10 +213,15 @@ class ForgerModule(ProvenanceModule):
         """Return where pixels may change, bool (B, 1, H, W)."""
         return allowed_around(ink, self.hparams["dilation"])
 
+    def accumulation_obstacle(self) -> str | None:
+        """Name the second optimiser of ``vsd``."""
+        reason = "with model.prior.kind vsd both optimisers step after every batch: take a larger data.batch_size"
+        return reason if self.prior.kind == "vsd" else None
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
         """Return the loss, or take the step of both optimisers where there are two."""
         image, ink = to_unit(batch["image"]), batch["ink"] > 0
-        loss, fake_loss, terms = self.losses_of(image, ink)
+        loss, fake_loss, terms = self.losses_of(image, ink, batch["index"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(image))
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(image))
         if fake_loss is None:
@@ -224,24 +229,25 @@ class ForgerModule(ProvenanceModule):
         self._step_both(loss, fake_loss)
         return None
 
-    def losses_of(self, image: Tensor, ink: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    def losses_of(self, image: Tensor, ink: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return the forger's loss, the fake branch's where there is one, and what the first is made of.
 
         Args:
             image: Drawn pictures (B, 3, S, S) in [0, 1].
             ink: Their ink, bool (B, 1, S, S).
+            index: Their places in the data set, on which all draws depend.
         """
         frozen = self._prior_here()
-        forged = self.forward(image, ink)
+        draws = self.sample_draws(index)
+        forged = self.forward(image, ink, draws)
         terms = content_terms(forged, image, ink, self.content)
         if self.perceptual is not None:
             terms["lpips"] = self.content.lpips * self.perceptual(forged, image)
         fake_loss = None
         if self.prior.weight > 0:
-            shape = (len(image), *frozen.latent_shape(image))
-            # Drawn by torch, which the base class seeds for this batch.
-            timesteps = torch.randint(*self.prior.t_range, (len(image),), device=image.device)
-            noise = torch.randn(shape, device=image.device)
+            low, high = self.prior.t_range
+            timesteps = draws.integer(low, high - 1).to(image.device)
+            noise = draws.noise(frozen.latent_shape(image), image.device)
             pull = frozen.pull(forged, self.allowed(ink), noise, timesteps, self.prior, self.fake)
             terms["prior"], fake_loss = self.prior.weight * pull.loss, pull.fake_loss
             if fake_loss is not None:
@@ -374,17 +380,6 @@ class ForgerModule(ProvenanceModule):
         forger.step()
         for scheduler in cast(list[LambdaLR], self.lr_schedulers()):
             scheduler.step()
-
-    def _scheduled(self, optimizer: Optimizer, total: int) -> dict[str, Any]:
-        h: Any = self.hparams
-
-        def factor(step: int) -> float:
-            return schedule_factor(step, total, h.schedule, h.warmup_steps, h.min_lr / h.lr)
-
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
-        }
 
 
 def _mixed(number: int) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.functional.morphology import dilate_square
+from lightning_modules.functional.sample_draws import SampleDraws
 
 from .forger_textures import map_count, textured
 
@@ -124,7 +125,7 @@ def draw_grain(
     count: int,
     size_hw: tuple[int, int],
     scales: Sequence[int],
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | SampleDraws | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Return normal noise (count, N, H, W): channel k varies over ``scales[k]`` pixels.
@@ -133,14 +134,18 @@ def draw_grain(
         count: Number of pictures.
         size_hw: Their height and width.
         scales: Grain of each channel.
-        generator: Draws on its own device; torch's own on ``device`` where there is none.
+        generator: Draws on its own device, or for each picture; torch's own on ``device`` where there is none.
         device: Where the noise is wanted.
     """
-    place = generator.device if generator is not None else device
+    place = generator.device if isinstance(generator, torch.Generator) else device
     height, width = size_hw
     channels = []
     for scale in scales:
-        coarse = torch.randn(count, 1, -(-height // scale), -(-width // scale), generator=generator, device=place)
+        shape = (1, -(-height // scale), -(-width // scale))
+        if isinstance(generator, SampleDraws):
+            coarse = generator.noise(shape, place)
+        else:
+            coarse = torch.randn(count, *shape, generator=generator, device=place)
         if scale > 1:
             coarse = F.interpolate(coarse, scale_factor=float(scale), mode="bilinear", align_corners=False)
         channels.append(coarse[..., :height, :width])

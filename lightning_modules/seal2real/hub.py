@@ -1,6 +1,5 @@
 """Where the files of a diffusion model are: a folder, the hub's cache, or the hub itself."""
 
-import json
 import os
 import re
 import threading
@@ -9,6 +8,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.functional.plain_json import parse_json, quoted
+
+MOST_LEVELS = 100_000  # published schedules have a thousand; each takes memory
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PATIENCE_S = 2.0  # so that with the imports an error comes within five seconds
@@ -43,10 +45,20 @@ def weight_variant(folder: Path) -> str | None:
 def read_config(folder: Path, part: str) -> dict[str, Any]:
     """Return the configuration of the scheduler or of another part."""
     file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    content = _json_object(file)
+    levels = content.get("num_train_timesteps", 1)
+    if not isinstance(levels, int) or not 0 < levels <= MOST_LEVELS:
+        raise ValueError(f"{file} tells of {quoted(levels)} noise levels: copy the model again")
+    return content
+
+
+def _json_object(file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        content = parse_json(file.read_bytes(), str(file))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read ({error}): copy the model again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is no JSON object: copy the model again")
     return content
 
 
@@ -61,6 +73,12 @@ def _checked(folder: Path) -> Path:
         raise FileNotFoundError(
             f"{folder} is no diffusers folder of Stable Diffusion: it has no {', '.join(missing)}; copy the whole model"
         )
+    for index in (file for part in PARTS for file in (folder / part).glob("*.index.json")):
+        names = _json_object(index).get("weight_map")
+        for name in names.values() if isinstance(names, dict) else [None]:
+            # The libraries join it to the folder as it is.
+            if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
+                raise ValueError(f"{index} names a file outside of its folder ({quoted(name)}): copy the model again")
     return folder
 
 

@@ -11,6 +11,8 @@ from torch.optim import Adam
 
 from lightning_modules.base import RANDOM, ProvenanceModule
 from lightning_modules.functional.pixels import to_unit
+from lightning_modules.functional.sample_draws import SampleDraws
+from lightning_modules.sharding import shard
 from lightning_modules.weights import load_weights
 
 from .backbone import DiffusionBackbone, denoising_errors, draw_noise
@@ -86,6 +88,14 @@ class JointFinetuneModule(ProvenanceModule):
         self.backbone.set_gradient_checkpointing(h.gradient_checkpointing)
         self.prompt = LearnedPrompt(self.backbone, h.phrase)
 
+    def configure_model(self) -> None:
+        """Spread what is trained over the processes where the strategy is made for it."""
+        if self.device_mesh is None:
+            return
+        mesh, unet = self.device_mesh["data_parallel"], self.backbone.unet
+        shard(unet, [*unet.down_blocks, unet.mid_block, *unet.up_blocks], mesh)
+        shard(self.prompt, [], mesh)
+
     def configure_losses(self) -> None:
         """Have none of its own: the loss is `denoising_errors`."""
 
@@ -102,9 +112,12 @@ class JointFinetuneModule(ProvenanceModule):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the mean denoising error of the real crops, each taken several times."""
         with torch.no_grad():
-            latents = self.backbone.latents_of(*self.backbone.encode_moments(self._pictures(batch)))
-        latents = latents.repeat(self.hparams["repeats"], 1, 1, 1)
-        loss: Tensor = self(latents, *draw_noise(latents, 0, self.backbone.steps)).mean()
+            draws = self.sample_draws(batch["index"])
+            latents = self.backbone.latents_of(*self.backbone.encode_moments(self._pictures(batch)), draws)
+        repeats = self.hparams["repeats"]
+        latents = latents.repeat(repeats, 1, 1, 1)
+        draws = SampleDraws(self.sample_draws(batch["index"], streams=1 + repeats).keys[len(batch["index"]) :])
+        loss: Tensor = self(latents, *draw_noise(latents, 0, self.backbone.steps, draws)).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=len(batch["real"]))
         return loss
 

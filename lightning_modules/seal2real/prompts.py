@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_modules.base import RANDOM, ProvenanceModule, Schedule
 from lightning_modules.functional.pixels import to_unit
+from lightning_modules.functional.sample_draws import SampleDraws
 from lightning_modules.weights import load_weights, read_weights
 
 from .backbone import DiffusionBackbone, Precision, denoising_errors, draw_noise
@@ -19,6 +20,7 @@ from .picture_sizes import floored
 from .prompt_files import PromptPair, holds_prompts, read_prompts, write_prompts
 
 __all__ = ["PriorOutputs", "PromptPriorModule", "classify"]
+_PICTURES = ("real", "image")
 _DRAWS_SEED = 2303  # of the noise that all evaluated pictures see
 
 
@@ -138,10 +140,17 @@ class PromptPriorModule(ProvenanceModule):
         h: Any = self.hparams
         return classify(self.backbone, image, self.prompts(), h.eval_draws, self._eval_generator(), h.eval_t_range)
 
+    def accumulation_obstacle(self) -> str | None:
+        """Name a timestep that the whole batch shares."""
+        if self.hparams["timesteps"] == "each":
+            return None
+        return "a batch has one timestep: set model.timesteps to each, or take a larger data.batch_size"
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the denoising loss of real pictures under one prompt plus that of synthetic ones under the other."""
-        latents = torch.cat([self._latents(batch, "real"), self._latents(batch, "image")])
-        noise, timesteps = self._draw(latents)
+        draws = self.sample_draws(batch["index"], streams=len(_PICTURES))
+        latents = self._latents(batch, draws)
+        noise, timesteps = self._draw(latents, draws, batch_idx)
         loss, errors = self.prior_loss(latents, noise, timesteps)
         count = len(batch["index"])
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=count)
@@ -222,23 +231,28 @@ class PromptPriorModule(ProvenanceModule):
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         return int(self.trainer.global_step) if fitting else self.loaded_progress[1]
 
-    def _draw(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, latents: Tensor, draws: SampleDraws, batch_idx: int) -> tuple[Tensor, Tensor]:
         h: Any = self.hparams
-        noise, timesteps = draw_noise(latents, *h.t_range)
+        low, high = h.t_range
+        noise, timesteps = draw_noise(latents, low, high, draws)
         if h.timesteps == "batch":
-            count = len(latents) // 2
-            timesteps = timesteps[::count].repeat_interleave(count)
+            # One for each kind, the same on all processes: drawn for the batch's number, behind the samples' streams.
+            of_kinds = self.sample_draws(torch.tensor([batch_idx]), streams=2 * len(_PICTURES)).keys[len(_PICTURES) :]
+            timesteps = SampleDraws(of_kinds).integer(low, high - 1).repeat_interleave(len(latents) // 2).to(timesteps)
         return noise, timesteps
 
     @torch.no_grad()
-    def _latents(self, batch: Mapping[str, Any], name: str) -> Tensor:
-        h: Any = self.hparams
+    def _latents(self, batch: Mapping[str, Any], draws: SampleDraws) -> Tensor:
+        """Return the latents of the batch's real pictures, then of its synthetic ones, (2B, C, h, w)."""
+        means, log_variances = zip(*(self._moments(batch, name) for name in _PICTURES), strict=True)
+        spread = torch.cat(log_variances) if self.hparams["posterior"] == "sample" else None
+        return self.backbone.latents_of(torch.cat(means), spread, draws)
+
+    def _moments(self, batch: Mapping[str, Any], name: str) -> tuple[Tensor, Tensor]:
         images = to_unit(batch[name])
-        if h.cache_latents:
-            mean, log_variance = self.cache.moments(name, batch["index"].tolist(), images)
-        else:
-            mean, log_variance = self.backbone.encode_moments(images)
-        return self.backbone.latents_of(mean, log_variance if h.posterior == "sample" else None)
+        if self.hparams["cache_latents"]:
+            return self.cache.moments(name, batch["index"].tolist(), images)
+        return self.backbone.encode_moments(images)
 
     def _eval_generator(self) -> torch.Generator:
         # On the CPU: the same draws on every device.

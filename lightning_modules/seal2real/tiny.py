@@ -128,6 +128,10 @@ class TinyDiffusionModule(ProvenanceModule):
 
     on_validation_start = on_test_start
 
+    def accumulation_obstacle(self) -> str | None:
+        """Name what is measured and drawn by batch."""
+        return "it scales latents by their deviation in one batch: take a larger data.batch_size"
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of the VAE, or of the U-Net once the VAE has had its steps."""
         images = _pictures(batch)

@@ -128,6 +128,13 @@ class SSCDModule(ProvenanceModule):
         descriptors: Tensor = self.network(self._laid_out(image))
         return descriptors
 
+    def accumulation_obstacle(self) -> str | None:
+        """Name the negatives, which are all other pictures of the batch."""
+        return (
+            "each picture is told from all others of its batch: take a larger data.batch_size, with model.micro_batch "
+            "where memory is short, or more processes"
+        )
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of two views of each picture against those of all processes."""
         h: Any = self.hparams
@@ -236,7 +243,7 @@ class SSCDModule(ProvenanceModule):
             raise ValueError(
                 "model.scale_lr needs a datamodule that has a batch_size: use one or set scale_lr to false"
             )
-        return int(batch_size) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return int(batch_size) * self.trainer.world_size  # batches are never accumulated here
 
     def _gathered(self, values: Tensor) -> Tensor:
         """Return the values of all processes, rank after rank, with gradients where there are any."""

@@ -66,6 +66,9 @@ class TimmBackbone(nn.Module):
             close = get_close_matches(name, [*_RESNETS, *timm.list_models()], 4)
             raise ValueError(f"`backbone` {name!r} is neither one of ours nor of timm; close names: {', '.join(close)}")
         self.trunk = _timm_trunk(name, pretrained)
+        for after_features in ("head", "fc_norm"):
+            # Left out below: a reducer of gradients over processes would wait for those of a norm in it.
+            getattr(self.trunk, after_features, nn.Identity()).requires_grad_(False)
         self.patch_hw = to_2tuple(getattr(getattr(self.trunk, "patch_embed", None), "patch_size", 1))
         self.avgpool = GeM(exponent)
         self.fc = _projection(self.trunk.num_features, dims)

@@ -15,9 +15,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from lightning_modules.functional.geometry import corner_error_px, decode_corners, frame_corners_px, unwarp, warp
 from lightning_modules.functional.image_quality import psnr
 from lightning_modules.functional.passes import side_by_side
+from lightning_modules.functional.sample_draws import SampleDraws
 from lightning_modules.functional.value_changes import add_noise
 
-from .augmentation.draws import SampleDraws
 from .augmentation.setups import GEOMETRIC_SETUPS, VALUE_SETUPS, named_quads, named_values
 from .network import Embedded
 from .perceptual import lpips

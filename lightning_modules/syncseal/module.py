@@ -1,6 +1,5 @@
 """SyncSeal: how was a picture moved since it was marked?"""
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,11 +15,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_modules.base import RANDOM, ProvenanceModule, Schedule
 from lightning_modules.exporting import ExportProgram
 from lightning_modules.functional.image_quality import image_mse
-from lightning_modules.functional.sync_reliability import Reliability
-from lightning_modules.weights import load_weights
+from lightning_modules.functional.sample_draws import SampleDraws
+from lightning_modules.functional.sync_reliability import Reliability, finite
+from lightning_modules.weights import load_weights, usable
 
 from .augmentation.attack import Attacked, attack
-from .augmentation.draws import SampleDraws
 from .augmentation.settings import GeometricSettings, ValueSettings
 from .detector import OUTPUTS
 from .discriminator import PatchDiscriminator
@@ -244,6 +243,10 @@ class SyncSealModule(ProvenanceModule):
         if self.network.embedder.training == self._finetuning():  # frozen batch norms too
             self.network.embedder.train(not self._finetuning())
 
+    def accumulation_obstacle(self) -> str | None:
+        """Name the two players."""
+        return "both players step after every batch: take a larger data.batch_size or more processes"
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Take one step of both players from one forward pass."""
         images: Tensor = batch["image"]
@@ -255,14 +258,15 @@ class SyncSealModule(ProvenanceModule):
         total = losses.total if hinge is None else losses.total + hinge
         for player in players:
             player.zero_grad()
-        self.manual_backward(total + zero_of(self._idle(hinge)) if self.trainer.world_size > 1 else total)
-        self._step(players, losses.total, hinge)
+        # Before the backward pass, where a run ends whose loss is not a number: its parts tell which one it was.
         self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=len(images))
         shown = {f"train/loss_{name}": value for name, value in losses.terms.items()}
         if hinge is not None:
             shown["train/loss_hinge"] = hinge.detach()
         shown["train/scaling_w"] = torch.tensor(self.network.scaling_w)
         self.log_dict(shown, batch_size=len(images))
+        self.manual_backward(total + zero_of(self._idle(hinge)) if self.trainer.world_size > 1 else total)
+        self._step(players, losses.total, hinge)
 
     def losses_of(self, images: Tensor, index: Tensor) -> tuple[GeneratorLoss, Tensor | None]:
         """Return the losses of embedder with detector, and of the discriminator where it takes part."""
@@ -336,10 +340,11 @@ class SyncSealModule(ProvenanceModule):
         stored = metadata.get("calibration")
         if stored is None:
             return
-        if self.scaling.shape != "constant":
-            self.network.scaling_w = float(stored["scaling_w"])
-        if stored["reliability"] is not None:
-            self.reliability = Reliability.from_state(stored["reliability"])
+        with usable("the calibration that came with the weights"):
+            if self.scaling.shape != "constant":
+                self.network.scaling_w = finite(stored["scaling_w"])
+            if stored["reliability"] is not None:
+                self.reliability = Reliability.from_state(stored["reliability"])
 
     def attack(self, marked: Tensor, unmarked: Tensor, index: Tensor) -> Attacked:
         """Return both attacked, marked ones first; draws depend on the epoch and a picture's index alone.
@@ -349,12 +354,8 @@ class SyncSealModule(ProvenanceModule):
             unmarked: Some of the same pictures without a mark (U, 3, H, W).
             index: Of the B pictures.
         """
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        parts = (index, index[: len(unmarked)])
-        keys = [
-            SampleDraws.of_samples(seed, self.current_epoch, part, stream).keys for stream, part in enumerate(parts)
-        ]
-        return attack(torch.cat([marked, unmarked]), self.geometric, self.values, SampleDraws(torch.cat(keys)))
+        draws = SampleDraws(self.sample_draws(index, streams=2).keys[: len(marked) + len(unmarked)])
+        return attack(torch.cat([marked, unmarked]), self.geometric, self.values, draws)
 
     def _step(self, players: Sequence[LightningOptimizer], loss: Tensor, hinge: Tensor | None) -> None:
         """Clip and step, discriminator first. What is not a number moves nothing, on no process."""

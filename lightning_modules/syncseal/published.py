@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections import OrderedDict
@@ -16,14 +15,19 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from lightning_modules.functional.plain_json import parse_json, quoted
+from lightning_modules.functional.plain_pickles import check_archive, load_plain, plain_items
+from lightning_modules.functional.sync_reliability import finite
 from lightning_modules.torchscript import is_torchscript
-from lightning_modules.weights import read_weights
+from lightning_modules.weights import check_fit, read_weights
 
 from .embedder import EmbedderVariant
 from .network import SCALING_I, SCALING_W, SIZE, SyncNetwork
 
 METADATA_KEY = "sealmark.json"
 """Entry of an exported file that says what is in it."""
+MOST_SIZE = 4096  # memory at prediction goes by its square, and a file could name any
+ARGUMENT_CHARACTERS = 100_000  # the published text has a few thousand, and parsing takes seconds a megabyte
 _UNET = "embedder.unet."
 _CONVNEXT = "detector.convnext."
 _BATCH_NORM = f"{_UNET}inc.double_conv.1.running_mean"
@@ -48,9 +52,9 @@ def is_published(path: str | os.PathLike[str]) -> bool:
     file = Path(path)
     if not file.is_file() or file.suffix == ".safetensors":
         return False
-    if is_torchscript(file):
-        return _fits(read_weights(file)[0])
     try:
+        if is_torchscript(file):
+            return _fits(read_weights(file)[0])
         content = _content(file)
     except ValueError:
         return False
@@ -70,7 +74,7 @@ def read_published(path: str | os.PathLike[str]) -> PublishedFile:
         tensors=_plain(content["model"]),
         arguments=_arguments(content.get("args"), path),
         discriminator=_plain(content.get("discriminator") or {}),
-        epoch=int(content.get("epoch") or 0),
+        epoch=_epoch(content.get("epoch"), path),
     )
 
 
@@ -93,13 +97,17 @@ def network_arguments(published: PublishedFile) -> dict[str, Any]:
         raise ValueError(f"{published.path} is no published SyncSeal file: it has no {_UNET}* and {_CONVNEXT}* tensors")
     told = published.arguments
     try:
-        return recognise(published.tensors, str(told.get("attenuation", "jnd_1_1"))) | {
-            "scaling_w": float(told.get("scaling_w", SCALING_W)),
-            "scaling_i": float(told.get("scaling_i", SCALING_I)),
+        found = recognise(published.tensors, str(told.get("attenuation", "jnd_1_1"))) | {
+            "scaling_w": finite(told.get("scaling_w", SCALING_W)),
+            "scaling_i": finite(told.get("scaling_i", SCALING_I)),
             "size": int(told.get("img_size_proc") or told.get("img_size") or SIZE),
         }
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{published.path} is no whole published SyncSeal file: {error}") from None
+        if not 0 < found["size"] <= MOST_SIZE:
+            raise ValueError(f"networks that see pictures of {found['size']} pixels a side")
+        check_fit(lambda: SyncNetwork(**found), published.tensors)
+    except (KeyError, ValueError, TypeError, ArithmeticError, IndexError, RuntimeError) as error:
+        raise ValueError(f"{published.path} is no whole published SyncSeal file: {quoted(str(error))}") from None
+    return found
 
 
 def recognise(tensors: Mapping[str, Tensor], attenuation: str = "jnd_1_1") -> dict[str, Any]:
@@ -242,37 +250,54 @@ def _architecture_files(made: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    try:
-        # Mapped, so that the optimiser's states, two thirds of the file, are not read.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file) or None)
-    except Exception as error:
-        read_weights(file)  # says what is wrong with it
-        raise ValueError(f"{file} is not a whole checkpoint ({type(error).__name__}): copy it again") from None
-    return content if isinstance(content, dict) else {}
+    # Mapped, so that the optimiser's states, two thirds of the file, are not read.
+    return plain_items(load_plain(file, mapped=True))
+
+
+def _epoch(value: Any, path: str | os.PathLike[str]) -> int:
+    if value is not None and not isinstance(value, int):
+        raise ValueError(f"{path} is no published SyncSeal checkpoint: its `epoch` is no number")
+    return value or 0
 
 
 def _export_facts(file: Path) -> dict[str, Any]:
     """Return what an export of ours says beside its tensors; nothing of files of others."""
+    check_archive(file)
     with zipfile.ZipFile(file) as archive:
         entries = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA_KEY}")]
-        facts = json.loads(archive.read(entries[0])) if entries else {}
+        try:
+            text = archive.read(entries[0]) if entries else b"{}"
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{file} is not a whole TorchScript file ({quoted(str(error))}): copy it again") from None
+    facts = parse_json(text, f"{file}, {METADATA_KEY}")
     known = ("scaling_w", "scaling_i", "img_size", "attenuation")
-    return {name: facts[name] for name in known if name in facts}
+    return {name: facts[name] for name in known if name in facts} if isinstance(facts, dict) else {}
 
 
 def _arguments(text: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        arguments = yaml.safe_load(text) if isinstance(text, str) else None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: its `args` are no plain YAML: {' '.join(str(error).split())}") from None
+        arguments = _plain_yaml(text) if isinstance(text, str) else None
+    # Dates that there are not are a ValueError; RecursionError: brackets in brackets in brackets.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its `args` are no plain YAML: {quoted(' '.join(str(error).split()))}") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"{path} is no published SyncSeal checkpoint: its `args` are no YAML mapping")
     return arguments
 
 
-def _plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _plain_yaml(text: str) -> Any:
+    """Parse YAML that is short and names nothing twice: merged aliases of aliases grow without end."""
+    if len(text) > ARGUMENT_CHARACTERS:
+        raise ValueError(f"{len(text)} characters")
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("it has aliases")
+    return yaml.safe_load(text)
+
+
+def _plain(state: Any) -> dict[str, Tensor]:
     """Return the tensors of a state dict without the prefix that data-parallel training puts before them."""
-    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    named = ((key, value) for key, value in plain_items(state).items() if isinstance(key, str))
+    return {key.removeprefix("module."): value for key, value in named if isinstance(value, Tensor)}
 
 
 def _state(module: nn.Module) -> OrderedDict[str, Tensor]:

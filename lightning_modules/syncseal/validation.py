@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_modules.functional.geometry import corner_error_px, frame_corners_px
 from lightning_modules.functional.image_quality import psnr
+from lightning_modules.functional.sample_draws import SampleDraws
 
-from .augmentation.draws import SampleDraws
 from .augmentation.setups import named_attack
 from .evaluation import similarity
 from .network import Embedded

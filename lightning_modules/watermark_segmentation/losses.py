@@ -140,6 +140,8 @@ _TERMS: dict[str, tuple[Callable[..., Tensor], ...]] = {
     "focal": (focal_loss,),
     "lovasz": (image_lovasz_loss,),
 }
+# The others divide by sums over the whole batch, be it by the number of pixels that count.
+MEANS_OVER_IMAGES = ("image_dice", "lovasz")
 
 
 class SegmentationLoss(nn.Module):

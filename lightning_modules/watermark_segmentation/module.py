@@ -10,10 +10,11 @@ from torch import Tensor
 
 from lightning_modules.base import ProvenanceModule
 from lightning_modules.exporting import ExportProgram
+from lightning_modules.weights import usable
 
 from .exporting import export_program
 from .inference import InferenceSettings, predict_batch
-from .losses import LossName, SegmentationLoss, masked_l1_loss
+from .losses import MEANS_OVER_IMAGES, LossName, SegmentationLoss, masked_l1_loss
 from .network import WatermarkNetwork
 
 DEFAULT_THRESHOLD = 0.5
@@ -143,6 +144,18 @@ class WatermarkSegmentationModule(ProvenanceModule):
         """Return the probability of a mark, (B, 1, H, W)."""
         return self.forward(image).float().sigmoid()
 
+    def accumulation_obstacle(self) -> str | None:
+        """Name the terms that are quotients of sums over the whole batch."""
+        h: Any = self.hparams
+        heads = [f"{part}_head" for part in ("alpha", "color") if h[f"{part}_head"]]
+        names = [*([] if h.loss in MEANS_OVER_IMAGES else [f"loss {h.loss}"]), *heads]
+        if not names:
+            return None
+        return (
+            f"pixels of the whole batch divide {' and '.join(names)}: take model.loss "
+            f"{' or '.join(MEANS_OVER_IMAGES)} without heads, more processes, or a larger data.batch_size"
+        )
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the loss."""
         loss, _ = self._shared_step(batch)
@@ -186,7 +199,8 @@ class WatermarkSegmentationModule(ProvenanceModule):
         """Take the calibrated threshold, unless one was given by name."""
         calibration = metadata.get("calibration")
         if calibration is not None and self.hparams["threshold"] is None:
-            self.threshold = float(calibration["threshold"])
+            with usable("the calibration that came with the weights"):
+                self.threshold = _share(float(calibration["threshold"]))
 
     def _laid_out(self, image: Tensor) -> Tensor:
         if self.hparams["channels_last"]:
@@ -228,3 +242,9 @@ class WatermarkSegmentationModule(ProvenanceModule):
             "opacity": batch["opacity"],
             "image": batch["image"],
         }
+
+
+def _share(threshold: float) -> float:
+    if not 0 <= threshold <= 1:  # what is no number fails too
+        raise ValueError(f"{threshold} is no probability")
+    return threshold

@@ -1,5 +1,6 @@
 """Signals end every stage as documented; skipped files are listed once; progress lines tell rate and remaining time."""
 
+import errno
 import json
 import os
 import signal
@@ -14,9 +15,11 @@ import torch
 from lightning import LightningModule, Trainer
 from PIL import Image
 
+from callbacks.checkpoint_files import AtomicCheckpointIO, write_checkpoint
 from callbacks.prediction_writers import PredictionWriter
 from callbacks.progress import PlainProgress
-from callbacks.run_safety import SIGNALS, GracefulStop, SkippedFiles
+from callbacks.run_folder import RunFolderLogger
+from callbacks.run_safety import SIGNALS, GracefulStop, SkippedFiles, heed_early_signal
 from datamodules.image_files import ImageFilesDataModule
 
 # Both ranks validate two batches and rank 1 alone meets a bad file. A fork, as in echo_run.py, imports torch once.
@@ -152,6 +155,110 @@ def test_each_skipped_file_is_listed_once(tmp_path: Path, capsys: pytest.Capture
     listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [item["path"] for item in listed] == ["a.png", "b.png"]
     assert "2 unreadable files were left out" in capsys.readouterr().err
+
+
+def test_a_run_that_is_taken_up_lists_no_file_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for paths, told in ((("a.png",), "1 unreadable"), (("a.png", "b.png"), "1 unreadable"), (("b.png",), "")):
+        callback, trainer = SkippedFiles(), trainer_in(tmp_path)
+        callback.setup(trainer, None, "fit")
+        batch = {"skipped": [{"path": path, "reason": "torn"} for path in paths]}
+        callback.on_train_batch_end(trainer, None, None, batch, 0)
+        callback.teardown(trainer, None, "fit")
+        err = capsys.readouterr().err
+        assert err.startswith(told)
+        assert bool(err) == bool(told)
+    with (tmp_path / "skipped.jsonl").open("a") as file:
+        file.write('{"path": "to')  # torn by a kill
+    SkippedFiles().setup(trainer_in(tmp_path), None, "fit")
+    listed = [json.loads(line)["path"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert listed == ["a.png", "b.png"]
+
+
+class Fits(LightningModule):
+    """Is sent SIGTERM in its third batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.layer(batch.float()[:, None]).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["space", "full disk"])
+@pytest.mark.parametrize("name", [None, "job-1"])
+def test_a_stopped_training_says_how_to_go_on(
+    name: str | None, full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = RunFolderLogger("recipe", str(tmp_path), version=name)
+    saved = Path(logger.log_dir) / "checkpoints"
+    saved.mkdir(parents=True)
+    write_checkpoint({"global_step": 1}, saved / "interrupted-step1.ckpt")
+    if full:
+
+        def refuse(checkpoint: object, target: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+        monkeypatch.setattr("callbacks.checkpoint_files.write_checkpoint", refuse)
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        callbacks=[GracefulStop()],
+        logger=logger,
+        plugins=[AtomicCheckpointIO()],
+        **options,
+    )
+    with pytest.raises(SystemExit) as ended:
+        trainer.fit(Fits(), torch.utils.data.DataLoader([0.0] * 9))
+    assert ended.value.code == 128 + signal.SIGTERM
+    told = capsys.readouterr().err
+    path = saved / "interrupted-step3.ckpt"
+    if full:
+        assert f"step 3 without a checkpoint: no space left to write {path}" in told
+    elif name:
+        assert f"step 3; the same command goes on where --ckpt_path last is part of it (checkpoint {path})" in told
+    else:
+        assert f"--config {logger.log_dir}/config.yaml --ckpt_path {path}" in told
+    assert [each.name for each in saved.iterdir()] == [f"interrupted-step{1 if full else 3}.ckpt"], "one at a time"
+
+
+def test_a_step_of_several_batches_is_ended_before_the_stop(tmp_path: Path) -> None:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    place = {"accelerator": "cpu", "devices": 1, "logger": False, "default_root_dir": tmp_path}
+    trainer = Trainer(callbacks=[GracefulStop()], accumulate_grad_batches=4, **place, **quiet)
+    with pytest.raises(SystemExit):
+        trainer.fit(Fits(), torch.utils.data.DataLoader([0.0] * 9))
+    (left,) = (tmp_path / "checkpoints").iterdir()
+    checkpoint = torch.load(left, weights_only=True)
+    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+    assert (checkpoint["global_step"], done) == (1, 4), "the signal came in the third batch of four"
+
+
+def test_a_rank_that_the_signal_has_not_reached_ends_as_the_others(tmp_path: Path) -> None:
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    strategy.reduce = lambda number, reduce_op: number.clamp(min=int(signal.SIGUSR1))  # as another rank's
+    stop, ended = GracefulStop(), []
+    stop._save_and_leave = lambda trainer, received: ended.append(received)  # type: ignore[method-assign]
+    trainer = SimpleNamespace(world_size=2, strategy=strategy, accumulate_grad_batches=1, is_last_batch=False)
+    stop.on_train_batch_end(trainer, None, None, None, 0)
+    assert ended == [signal.SIGUSR1]
+
+
+def test_a_signal_before_the_start_ends_with_its_code() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        heed_early_signal()
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert ended.value.code == 128 + signal.SIGUSR1
 
 
 def test_nothing_is_written_where_all_was_readable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

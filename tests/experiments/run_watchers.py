@@ -19,6 +19,19 @@ class KillAt(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class KillOnce(KillAt):
+    """Ends the last rank so at its first start, and lets it be at the next ones."""
+
+    def on_train_batch_start(self, trainer, *others) -> None:
+        if (
+            trainer.global_rank == trainer.world_size - 1
+            and trainer.global_step == self.step
+            and not Path("killed").exists()
+        ):
+            Path("killed").touch()
+            super().on_train_batch_start(trainer, *others)
+
+
 class TellStep(Callback):
     """Says by a file that training runs, and goes slowly, so that a signal meets it."""
 

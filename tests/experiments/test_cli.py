@@ -42,7 +42,8 @@ def test_help_of_fit_imports_no_method() -> None:
     assert "--config" in told
     assert "--trainer" in told
     methods = {name for name in modules if name.startswith("lightning_modules.")}
-    shared = ("base", "weights", "torchscript", "functional", "functional.pixels")
+    shared = ("base", "weights", "torchscript", "functional", "functional.pixels", "functional.plain_json")
+    shared += ("functional.plain_pickles", "functional.sample_draws")
     assert methods <= {f"lightning_modules.{name}" for name in shared}
     assert not modules & {"segmentation_models_pytorch", "timm"}
 

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from datamodules.images.shards import ShardSource
-from experiments.prepare_sa1b import checked_name, read_part, sa1b
+from experiments.prepare_sa1b import read_part, sa1b
+from experiments.tar_pictures import checked_name
 
 ROOT = Path(__file__).parents[2]
 

@@ -56,6 +56,12 @@ def test_typo_in_a_flag_names_it(error: Callable[..., str]) -> None:
     assert "encodr" in error("fit", "--model.encodr", "resnet18")
 
 
+@pytest.mark.parametrize("key", ["trainer.default_root_dir", "predictions.output_dir"])
+def test_an_address_is_no_folder_to_write_to(error: Callable[..., str], tmp_path: Path, key: str) -> None:
+    assert f"{key} 's3://bucket/runs'" in error("predict", f"--{key}", "s3://bucket/runs")
+    assert not list(tmp_path.glob("s3*"))
+
+
 def test_typo_in_a_file_names_the_key(error: Callable[..., str], tmp_path: Path) -> None:
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("trainer:\n  max_epoch: 3\n")

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch import nn
 
 from lightning_modules.base import ProvenanceModule, make_optimizer, schedule_factor
@@ -147,3 +147,64 @@ def test_hooks_are_required():
 def test_one_process_sums_to_itself():
     values = torch.tensor([1.0, math.pi])
     assert torch.equal(Tiny().sum_over_ranks(values), values)
+
+
+class Line(Tiny):
+    """Linear, with plain descent, so that steps can be computed by hand."""
+
+    def __init__(self, lr=0.1, weight_decay=0.0, optimizer="sgd", schedule="constant", warmup_steps=0, min_lr=0.0):
+        super(Tiny, self).__init__()
+        self.save_hyperparameters()
+        self.build()
+        self.rates, self.draws, self.seen = [], [], []
+
+    def configure_models(self):
+        self.network = nn.Linear(4, 1)
+
+    def on_before_optimizer_step(self, optimizer):
+        super().on_before_optimizer_step(optimizer)
+        self.seen.append(self.network.weight.grad.clone())
+
+
+def test_the_last_window_of_an_epoch_is_a_mean_over_its_own_batches(tmp_path):
+    module = Line(lr=1e-9)  # stays where it is: gradients are compared
+    weight, bias = module.network.weight.detach().clone(), module.network.bias.detach()
+    fit(module, tmp_path, epochs=2, accumulate_grad_batches=4)
+    gradients = []
+    for batch in loader():
+        leaf = weight.clone().requires_grad_()
+        nn.functional.mse_loss(batch @ leaf.T + bias, batch.sum(1, keepdim=True)).backward()
+        gradients.append(leaf.grad)
+    wanted = [torch.stack(gradients[:4]).mean(0), torch.stack(gradients[4:]).mean(0)]
+    assert len(module.seen) == 4, "six batches are two steps an epoch"
+    for found, mean in zip(module.seen, wanted * 2, strict=True):
+        torch.testing.assert_close(found, mean, rtol=1e-5, atol=1e-6)
+
+
+class Obstructed(Line):
+    def accumulation_obstacle(self):
+        return "its loss is of the batch: take a larger one"
+
+
+@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 3}, {"callbacks": [1]}])
+def test_accumulation_that_would_not_be_a_larger_batch_is_refused(tmp_path, options):
+    if "callbacks" in options:
+        options = {"callbacks": [GradientAccumulationScheduler({0: 1, 1: 3})]}
+    trainer = Trainer(max_epochs=2, enable_checkpointing=False, default_root_dir=tmp_path, **QUIET | options)
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches 3 is not .* Obstructed: its loss is of"):
+        trainer.fit(Obstructed(), loader())
+    assert trainer.current_epoch == len(options.get("callbacks", []))
+
+
+def test_manual_optimisation_is_refused_in_our_words(tmp_path):
+    module = Obstructed()
+    module.automatic_optimization = False
+    with pytest.raises(ValueError, match="its loss is of the batch: take a larger one"):
+        fit(module, tmp_path, epochs=1, accumulate_grad_batches=2)
+
+
+def test_batch_norms_are_named_where_batches_are_accumulated(tmp_path):
+    module = Line()
+    module.norm = nn.BatchNorm1d(4)
+    with pytest.warns(UserWarning, match="seen one by one by 1 batch norms, first norm"):
+        fit(module, tmp_path, epochs=1, accumulate_grad_batches=2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.functional.geometry import homography_of_frame, sampled_by
-from lightning_modules.syncseal.augmentation.draws import SampleDraws, draws_for
+from lightning_modules.functional.sample_draws import SampleDraws, draws_for
 from lightning_modules.syncseal.augmentation.geometric import draw_geometry
 from lightning_modules.syncseal.augmentation.parts import in_parts
 from lightning_modules.syncseal.augmentation.settings import GeometricSettings, ValueSettings

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_modules.functional.geometry import frame_corners_px
+from lightning_modules.functional.sample_draws import SampleDraws, draws_for
 from lightning_modules.syncseal.augmentation import quads as change
-from lightning_modules.syncseal.augmentation.draws import SampleDraws, draws_for
 from lightning_modules.syncseal.augmentation.settings import GeometricSettings
 
 Move = Callable[[Tensor, SampleDraws, GeometricSettings], Tensor]

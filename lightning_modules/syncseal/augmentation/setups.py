@@ -14,9 +14,9 @@ from torch import Tensor
 from lightning_modules.functional import value_changes as change
 from lightning_modules.functional.geometry import frame_corners_px, warp
 from lightning_modules.functional.jpeg import jpeg
+from lightning_modules.functional.sample_draws import SampleDraws, draws_for
 from lightning_modules.syncseal.augmentation import quads as moved
 from lightning_modules.syncseal.augmentation.attack import Attacked
-from lightning_modules.syncseal.augmentation.draws import SampleDraws, draws_for
 from lightning_modules.syncseal.augmentation.geometric import MOVES
 from lightning_modules.syncseal.augmentation.settings import GeometricSettings
 

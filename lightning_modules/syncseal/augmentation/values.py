@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_modules.functional import value_changes as change
 from lightning_modules.functional.jpeg import Engine, jpeg
-from lightning_modules.syncseal.augmentation.draws import SampleDraws, draws_for
+from lightning_modules.functional.sample_draws import SampleDraws, draws_for
 from lightning_modules.syncseal.augmentation.settings import ValueSettings
 
 Apply = Callable[[Tensor, Tensor], Tensor]

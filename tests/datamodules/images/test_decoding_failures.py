@@ -153,7 +153,10 @@ def test_what_is_no_image(tmp_path, content, expected):
 def test_bomb_is_refused_by_its_header(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(_png_header(30_000, 30_000))
-    assert _reason(path) == f"decompression bomb: 30000x30000 is above the limit of {MAX_PIXELS} pixels"
+    assert (
+        _reason(path)
+        == f"decompression bomb: 30000x30000 is above the limit of {MAX_PIXELS} pixels that SEALMARK_MAX_PIXELS sets"
+    )
 
 
 @pytest.mark.parametrize(("kind", "options"), ALL_FORMATS)

@@ -110,3 +110,14 @@ def test_shrinking_averages_areas():
     assert np.abs(shrunk(image, (15, 10)) - halved).max() <= 0.5
     assert shrunk(image, (30, 20)) is image
     assert shrunk(image, (60, 40)).shape == (40, 60, 3)
+
+
+def test_a_store_without_its_package_is_not_taken_for_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+
+    def refuse(address: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(ValueError, match=r"^cannot open 's3://bucket/set/.*': Install s3fs to access S3$"):
+        ShardSource("s3://bucket/set")

@@ -323,8 +323,8 @@ def test_a_damaged_index_is_named_before_faiss_reads_it(
 
 def test_what_faiss_cannot_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.faiss").write_bytes(b"IwFl" + b"\xff" * 300)
-    with pytest.raises(ValueError, match=r"faiss cannot read .*x\.faiss") as error:
-        segments.read_faiss(tmp_path / "x.faiss")
+    with pytest.raises(ValueError, match=r"x\.faiss is no index of 300 descriptors") as error:
+        segments.read_faiss(tmp_path / "x.faiss", 8, 300)
     assert "\n" not in str(error.value)
 
 

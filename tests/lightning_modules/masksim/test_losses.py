@@ -79,3 +79,18 @@ def test_validation_sums_by_sample_and_by_batch():
     assert loss_sums(losses, positive, selected, by_batch=True).squeeze(-1).tolist() == [[2.0, 10.0], [1.0, 1.0]]
     none = loss_sums(losses, positive, ~selected, by_batch=True)
     assert not none.any()
+
+
+def test_a_score_that_is_no_number_has_such_a_loss_and_no_other_sample_has():
+    logit = torch.tensor([[-200.0], [torch.nan], [0.3], [torch.inf]], requires_grad=True)
+    positive = torch.tensor([[True], [True], [False], [True]])
+    found = sample_losses(logit, positive, "reference")
+    sound = torch.tensor([0, 2, 3])
+    expected = torch.nn.functional.binary_cross_entropy(
+        logit[sound].sigmoid(), positive[sound].float(), reduction="none"
+    )
+    assert torch.equal(found[sound], expected)
+    assert found[1].isnan().all()
+    assert torch.equal(
+        torch.autograd.grad(found[sound].sum(), logit)[0][sound], torch.autograd.grad(expected.sum(), logit)[0][sound]
+    )

@@ -193,9 +193,7 @@ def test_a_step_is_the_same_with_cached_latents(posterior):
     for cached in (False, True):
         module = PromptPriorModule("tiny", cache_latents=cached, posterior=posterior)
         module.log = lambda *_, **__: None
-        for _ in range(2):
-            torch.manual_seed(0)
-            losses.append(module.training_step(batch_of(), 0).detach())
+        losses += [module.training_step(batch_of(), 0).detach() for _ in range(2)]
     torch.testing.assert_close(torch.stack(losses), losses[0].expand(4), rtol=1e-5, atol=1e-6)
 
 
@@ -235,10 +233,15 @@ def test_the_hinge_is_on_the_other_prompt_at_the_same_draws(small):
 
 
 def test_one_timestep_for_all_pictures_of_a_kind():
-    latents = torch.zeros(8, 4, 8, 8)
-    _, timesteps = PromptPriorModule("tiny", timesteps="batch")._draw(latents)
+    latents, index = torch.zeros(8, 4, 8, 8), torch.arange(4)
+    module = PromptPriorModule("tiny", timesteps="batch")
+    _, timesteps = module._draw(latents, module.sample_draws(index, 2), 0)
     assert len(set(timesteps[:4].tolist())) == len(set(timesteps[4:].tolist())) == 1
-    _, timesteps = PromptPriorModule("tiny")._draw(latents)
+    assert len(set(timesteps.tolist())) == 2
+    _, others = module._draw(latents, module.sample_draws(index + 4, 2), 0)
+    assert torch.equal(others, timesteps), "all processes have the timesteps of the batch"
+    assert not torch.equal(module._draw(latents, module.sample_draws(index, 2), 1)[1], timesteps)
+    _, timesteps = PromptPriorModule("tiny")._draw(latents, module.sample_draws(index, 2), 0)
     assert len(set(timesteps.tolist())) > 2
 
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from lightning_modules.functional.geometry import apply_homography, frame_corners_px, homography_from_quads
+from lightning_modules.functional.sample_draws import SampleDraws
 from lightning_modules.syncseal.augmentation.attack import attack
-from lightning_modules.syncseal.augmentation.draws import SampleDraws
 from lightning_modules.syncseal.augmentation.settings import (
     FILL_NAMES,
     GEOMETRIC_NAMES,

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 
 from lightning_modules.functional.geometry import frame_corners_px, is_usable_quad, normalise_corners
-from lightning_modules.syncseal.augmentation.draws import SampleDraws
+from lightning_modules.functional.sample_draws import SampleDraws
 from lightning_modules.syncseal.augmentation.geometric import MOVES, draw_geometry
 from lightning_modules.syncseal.augmentation.replay import RecordedDraws, replay_geometry
 from lightning_modules.syncseal.augmentation.settings import GEOMETRIC_NAMES, GeometricSettings

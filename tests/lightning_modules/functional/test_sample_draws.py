@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 import torch
 
-from lightning_modules.syncseal.augmentation.draws import SampleDraws, draws_for
+from lightning_modules.functional.sample_draws import SampleDraws, draws_for
 
 
 def of(index, seed=1, epoch=2, stream=0):

@@ -1,0 +1,244 @@
+"""Checkpoints on disk: written whole or not at all, kept when the disk is full, and found again after a crash."""
+
+import errno
+import os
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from callbacks.prediction_files import TEMPORARY_SUFFIX
+from lightning_modules.functional.plain_pickles import load_plain, plain_items
+
+SUFFIX = ".ckpt"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# What a checkpoint of Lightning holds beside the weights; one of `save_weights_only` lacks them.
+_STATE_OF_RUN = ("state_dict", "loops", "optimizer_states", "lr_schedulers")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it; a full disk leaves the last good one and training goes on.
+
+    Lightning's own holds the whole file in memory first, then moves it from the folder for temporary files: that may be
+    another file system, where the move is a copy that a kill cuts in half, and nothing is synced, so that a power cut
+    may leave zeros. Remote paths go Lightning's way; sharded checkpoints never come here.
+
+    Training goes on because only rank 0 writes: an error there would leave the others waiting for it, and space is
+    often made while a run lasts. Until a later save succeeds nothing is removed, and a run whose last save failed must
+    end with `failure`.
+    """
+
+    def __init__(self) -> None:
+        self.failure = ""  # why the last save did not succeed
+        self.last_good = ""
+        self._kept: list[str] = []  # what was to be removed after saves that failed
+        self._swept: set[Path] = set()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write the file; where there is no space, say so in a line."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep(target.parent)
+            write_checkpoint(checkpoint, target)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            self._note_failure(target, checkpoint)
+            return
+        self.failure, self.last_good = "", str(target)
+        kept, self._kept = self._kept, []
+        for old in kept:
+            if old != str(target):
+                super().remove_checkpoint(old)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a file as data: `load_plain` refuses in one line what torch would look at longer than it should."""
+        if weights_only is False or "://" in str(path) or not Path(path).exists():
+            loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+            return loaded
+        if Path(path).is_file() and not Path(path).stat().st_size:
+            raise ValueError(f"{path} is empty: copy or download it again")
+        if Path(path).suffix == ".safetensors":
+            raise ValueError(f"{path} holds weights only: give it as --model.weights instead of --ckpt_path")
+        content = load_plain(Path(path))
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds a {type(content).__name__}: expected a checkpoint")
+        return plain_items(content)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint; one whose successor could not be written stays until there is a successor."""
+        if self.failure:
+            self._kept.append(str(path))
+        else:
+            super().remove_checkpoint(path)
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove what a killed run left half-written, once a folder: a run has its folder for itself."""
+        if folder not in self._swept:
+            self._swept.add(folder)
+            for partial in folder.glob(f"*{SUFFIX}{TEMPORARY_SUFFIX}"):
+                partial.unlink(missing_ok=True)
+
+    def _note_failure(self, target: Path, checkpoint: dict[str, Any]) -> None:
+        last_good = self.last_good or newest_checkpoint(target.parent)
+        self.failure = f"no space left to write {target}: " + (
+            f"free some, then go on with --ckpt_path {last_good}" if last_good else "free some and start again"
+        )
+        kept = f"{last_good} stays" if last_good else "there is none yet"
+        print(
+            f"warning: step {checkpoint.get('global_step')}: no space left for the checkpoint {target}; "
+            f"{kept}, training goes on: free some before the next one",
+            file=sys.stderr,
+        )
+
+
+def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
+    """Write a file that is there entirely, also after a power cut, or not at all.
+
+    Raises:
+        OSError: also where torch reports a failed write as a RuntimeError.
+    """
+    partial = target.with_name(target.name + TEMPORARY_SUFFIX)
+    try:
+        # torch writes tensor by tensor into an open file: no second copy of the checkpoint in memory.
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        cause = _cause_of(error)
+        if cause is None or cause is error:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(target)) from error
+    _sync_folder(target.parent)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The checkpoint to go on from, and the newer ones that were passed over with the reason."""
+
+    path: Path | None
+    passed_over: tuple[tuple[Path, str], ...] = ()
+
+
+def choose_checkpoint(folders: Iterable[Path]) -> Choice:
+    """Choose the newest whole checkpoint with the state of a run, whatever its name."""
+    passed_over: list[tuple[Path, str]] = []
+    for path in _newest_first(folders):
+        reason = _obstacle(path)
+        if not reason:
+            return Choice(path, tuple(passed_over))
+        passed_over.append((path, reason))
+    return Choice(None, tuple(passed_over))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint of a folder that a run can go on from."""
+    return choose_checkpoint([folder]).path
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file is a checkpoint without damage: all its parts are there and have their checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch compresses nothing; so this reads no more than the file holds.
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            return stored and bool(archive.infolist()) and archive.testzip() is None
+    except Exception:  # a folder, no file, or bytes that drive zipfile into errors of many types
+        return False
+
+
+def batches_done(path: Path) -> int:
+    """Return the number of the last training batch that a checkpoint holds, by which metrics are logged."""
+    loops = load_plain(path, mapped=True)["loops"]
+    return int(loops["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+
+
+def missing_state(path: Path) -> str:
+    """Return what a whole checkpoint lacks for training to go on from it; an empty text where that is nothing."""
+    content = load_plain(path, mapped=True)
+    missing = [key for key in _STATE_OF_RUN if not isinstance(content, dict) or key not in content]
+    if not missing and not content["optimizer_states"]:
+        missing = ["optimizer_states"]  # `validate` saves an empty list, of which Lightning would make a fresh start
+    return ", ".join(missing)
+
+
+class SameCheckpoint(Callback):
+    """Refuses to start where the processes of a run have chosen different checkpoints.
+
+    Each chooses by itself, before they can talk; a shared file system may show them different files.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compare with rank 0's choice; all processes end or none."""
+        if trainer.world_size == 1:
+            return
+        first = trainer.strategy.broadcast(self.path)
+        if not trainer.strategy.reduce_boolean_decision(self.path == first):
+            raise ValueError(
+                f"--ckpt_path last: rank {trainer.global_rank} found {self.path or 'nothing'} and rank 0 "
+                f"{first or 'nothing'}: start again once all machines see the same files, or name one file"
+            )
+
+
+def _newest_first(folders: Iterable[Path]) -> Iterator[Path]:
+    found = []
+    for path in {path for folder in folders for path in folder.glob(f"*{SUFFIX}")}:
+        try:
+            found.append((path.stat().st_mtime_ns, path))
+        except OSError:  # a link to nothing, or removed just now
+            continue
+    return (path for _, path in sorted(found, reverse=True))
+
+
+def _obstacle(path: Path) -> str:
+    """Return why a run cannot go on from a file; an empty text where it can."""
+    if path.is_dir():
+        return "a folder"
+    if not is_whole(path):
+        return "not whole"
+    try:
+        lacks = missing_state(path)
+    except ValueError:
+        # Whole, but holds more than data: to fall back behind it in silence would lose work; loading it says why.
+        return ""
+    return f"without {lacks}" if lacks else ""
+
+
+def _cause_of(error: BaseException | None) -> OSError | None:
+    """Return the OSError behind an error: torch raises a RuntimeError of its own on top."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last; file systems that cannot are left alone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,40 @@
+from argparse import Namespace
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_modules.functional.plain_pickles import check_archive, load_plain
+
+
+def state_of_a_run():
+    """All kinds of things that checkpoints of ours and published ones hold."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    network[0].weight = nn.Parameter(network[0].weight.bfloat16())
+    optimizer = torch.optim.AdamW(network.parameters())
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])  # its milestones are a Counter
+    content = {"state_dict": network.state_dict(), "optimizer_states": [optimizer.state_dict()]}
+    content |= {"lr_schedulers": [scheduler.state_dict()], "epoch": 3, "args": Namespace(size=(3, 4), names={"a"})}
+    tied = torch.rand(3)
+    extra = {"dtype": torch.float16, "place": torch.device("cpu"), "shape": torch.Size([1]), "none": None}
+    return content | extra | {"tied": [tied, tied, tied[:2], nn.Parameter(tied)]}
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_what_checkpoints_hold_is_read_as_torch_reads_it(tmp_path, new, mapped):
+    content = state_of_a_run()
+    if new:  # torch's old format does not know this type
+        content["wide"] = torch.ones(2, dtype=torch.uint16)
+    torch.save(content, tmp_path / "w.ckpt", _use_new_zipfile_serialization=new)
+    found = load_plain(tmp_path / "w.ckpt", mapped=mapped)
+    assert list(found) == list(content)
+    assert torch.equal(found["state_dict"]["0.weight"], content["state_dict"]["0.weight"])
+    assert torch.equal(found["tied"][2], content["tied"][0][:2])
+    assert found["args"].names == {"a"}
+    assert found["lr_schedulers"] == content["lr_schedulers"]
+
+
+def test_an_archive_of_torch_passes(tmp_path):
+    torch.save({"w": torch.zeros(5)}, tmp_path / "w.pt")
+    check_archive(tmp_path / "w.pt")
