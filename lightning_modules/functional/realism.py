@@ -105,20 +105,24 @@ def masked_quantile(values: Tensor, where: Tensor, quantile: float, when_empty: 
 def frechet_distance(first: Floats, second: Floats, first_weights: Floats, second_weights: Floats) -> Floats:
     """Return the squared Frechet distance of Gaussians fitted to two sets of features, for each row of weights, (R,).
 
+    NaN where all of a set's weights are 0.
+
     Args:
         first: (N, F).
         second: (M, F).
         first_weights: How often each sample of the first set counts, (R, N).
         second_weights: The same of the second set, (R, M).
     """
-    mean_a, cov_a = _moments(first, first_weights)
-    mean_b, cov_b = _moments(second, second_weights)
+    there = (first_weights.sum(1) > 0) & (second_weights.sum(1) > 0)
+    mean_a, cov_a = _moments(first, first_weights[there])
+    mean_b, cov_b = _moments(second, second_weights[there])
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(min=0))[:, None, :]) @ vectors.transpose(0, 2, 1)
     # The trace of the root of a product: eigenvalues of the symmetric form are the same.
     shared = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum(1)
     gap = ((mean_a - mean_b) ** 2).sum(1)
-    distance: Floats = gap + np.trace(cov_a + cov_b, axis1=1, axis2=2) - 2 * shared
+    distance = np.full(len(there), np.nan)
+    distance[there] = gap + np.trace(cov_a + cov_b, axis1=1, axis2=2) - 2 * shared
     return distance
 
 
@@ -131,6 +135,9 @@ def _moments(features: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Return means (R, F) and covariances (R, F, F) as of samples that are there several times."""
     total = weights.sum(1)[:, None]
     mean = weights @ features / total
-    second = np.stack([(features * row[:, None]).T @ features for row in weights]) / total[:, :, None]
+    second = np.zeros((len(weights), features.shape[1], features.shape[1]))
+    for place, row in enumerate(weights):
+        second[place] = (features * row[:, None]).T @ features
+    second /= total[:, :, None]
     cov = second - mean[:, :, None] * mean[:, None, :]
     return mean, cov * (total / (total - 1).clip(min=1))[:, :, None]

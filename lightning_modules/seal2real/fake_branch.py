@@ -41,7 +41,10 @@ class FakeBranch(nn.Module):
 
 @contextmanager
 def without_adapter(backbone: DiffusionBackbone) -> Iterator[None]:
-    """Give the backbone its own answers back for a while; for passes without gradients."""
+    """Give the backbone its own answers back for a while, if it has an adapter; for passes without gradients."""
+    if not adapter_parameters(backbone):
+        yield
+        return
     backbone.unet.disable_adapters()
     try:
         yield

@@ -167,7 +167,7 @@ class FrozenPrior:
 
     @torch.no_grad()
     def errors(self, pictures: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return how badly the real prior explains pictures: mean denoising errors (B,).
+        """Return how badly the real prior, without a fake branch, explains pictures: mean denoising errors (B,).
 
         Args:
             pictures: (B, 3, H, W) in [0, 1].
@@ -176,10 +176,11 @@ class FrozenPrior:
         """
         latents = self.backbone.encode(pictures)
         errors = []
-        for draw, timestep in enumerate(timesteps):
-            levels = timestep.expand(len(latents))
-            noisy = self.backbone.add_noise(latents, noise[:, draw], levels)
-            errors.append(denoising_error(self.backbone.predict_noise(noisy, levels, self.real[None]), noise[:, draw]))
+        with without_adapter(self.backbone):
+            for drawn, timestep in zip(noise.unbind(1), timesteps, strict=True):
+                levels = timestep.expand(len(latents))
+                noisy = self.backbone.add_noise(latents, drawn, levels)
+                errors.append(denoising_error(self._seen(noisy, levels, self.real[None]), drawn))
         return torch.stack(errors).mean(0)
 
     def latent_shape(self, pictures: Tensor) -> tuple[int, int, int]:

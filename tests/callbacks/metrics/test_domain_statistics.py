@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.metrics.bootstrap import value_of
+from callbacks.metrics.bootstrap import bootstrap_draws, interval_of, value_of
 from callbacks.metrics.domain_classifier import JudgeSettings
 from callbacks.metrics.domain_statistics import Judged, domain_statistics, judge_domains
 from lightning_modules.functional.realism import frechet_distance
@@ -64,6 +64,19 @@ def test_a_resample_counts_samples_as_often_as_drawn():
         drawn = np.repeat(found.logits["realised/realised"], times * (found.drawn_fold == k))
         parts.append(brute(real, drawn))
     assert got == pytest.approx(np.mean(parts))
+
+
+def test_resamples_without_pictures_of_a_part_are_left_out():
+    rng = np.random.default_rng(0)
+    names = ("synthetic/synthetic", "synthetic/realised", "synthetic/real", "realised/realised", "realised/real")
+    features = {name: rng.normal(size=(4, 2)) for name in ("synthetic", "realised", "real")}
+    folds = np.array([0, 0, 1, 1])
+    found = Judged({name: rng.normal(size=4) for name in names}, features, folds, folds[::-1])
+    statistics = domain_statistics(found, np.arange(4))
+    for name, values in bootstrap_draws(statistics, samples=4, resamples=200).items():
+        # Both samples of one part are missed by four draws with a chance of 2 / 2 ** 4.
+        assert 0.05 < np.isnan(values).mean() < 0.25, name
+        assert np.isfinite(interval_of(values)).all(), name
 
 
 def test_judges_see_that_realised_pictures_are_nearer():

@@ -107,3 +107,13 @@ def test_frechet_distance_is_that_of_repeated_samples():
         cov_a, cov_b = np.cov(a.T), np.cov(b.T)
         wanted = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b))
         assert got[row] == pytest.approx(wanted.real, abs=1e-8)
+
+
+def test_frechet_distance_to_no_samples_is_nan():
+    features = np.random.default_rng(0).normal(size=(6, 3))
+    weights, none = np.ones((1, 6)), np.zeros((1, 6))
+    rows = np.concatenate([weights, none, weights]), np.concatenate([weights, weights, none])
+    got = frechet_distance(features, features + 1, *rows)
+    assert got[0] == pytest.approx(3)
+    assert np.isnan(got[1:]).all()
+    assert np.isnan(frechet_distance(features, features, none, none)).all()

@@ -149,6 +149,7 @@ def test_the_adapter_can_be_lifted_off():
     image, _ = batch_of()
     noisy, timesteps = drawn_noise(prior, image)
     before = prior.backbone.predict_noise(noisy, timesteps, prior.real[None])
+    errors = prior.errors(image, noisy[:, None], timesteps[:1])
     branch = FakeBranch(prior.backbone, prior.fake, 2)
     for parameter in branch.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -156,6 +157,7 @@ def test_the_adapter_can_be_lifted_off():
     assert (changed - before).abs().max() > 1e-3
     with torch.no_grad(), without_adapter(prior.backbone):
         assert torch.equal(prior.backbone.predict_noise(noisy, timesteps, prior.real[None]), before)
+    assert torch.equal(prior.errors(image, noisy[:, None], timesteps[:1]), errors), "validation asks the frozen model"
     assert all(parameter.requires_grad for parameter in branch.parameters())
     branch(prior.backbone, noisy, timesteps).sum().backward()
     assert all(parameter.grad is not None for parameter in branch.parameters())
