@@ -13,6 +13,10 @@ from torch import Tensor
 
 # They name the run's own folder; what they say beside that is in results.json and in checkpoints.
 OWN_FILES = ("config.yaml", "hparams.yaml", "metrics.csv", "results.csv", "results.md")
+# A state of ModelCheckpoint. It writes last.ckpt right after another file of the same step, and is done with the step
+# if that one is there: after a kill between the two, last.ckpt, and what is said of it, stay those of a step before.
+# `--ckpt_path last` takes the newest file whatever its name.
+OWN_STATES = ("last_model_path",)
 
 
 def differences(first: Any, second: Any, path: str = "") -> list[str]:
@@ -42,16 +46,16 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 def checkpoint_content(path: Path, folder: Path) -> Any:
-    """Return all that a checkpoint holds, without the name of the run's folder in paths."""
+    """Return all that a checkpoint holds, without the name of the run's folder in paths and what names last.ckpt."""
     return _without_name(torch.load(path, weights_only=True), folder.name)
 
 
 def _without_name(value: Any, name: str) -> Any:
     if isinstance(value, str):
-        # After a damaged file ModelCheckpoint counts versions up, since a file of that name is there.
-        return re.sub(r"-v\d+(?=\.ckpt$)", "", value.replace(f"/{name}/", "/"))
+        return re.sub(rf"{VERSION[:-1]}(?=\.ckpt$)", "", value.replace(f"/{name}/", "/"))
     if isinstance(value, dict):
-        return {_without_name(key, name): _without_name(entry, name) for key, entry in value.items()}
+        kept = {key: entry for key, entry in value.items() if key not in OWN_STATES}
+        return {_without_name(key, name): _without_name(entry, name) for key, entry in kept.items()}
     if isinstance(value, list | tuple):
         return type(value)(_without_name(entry, name) for entry in value)
     return value
@@ -60,26 +64,23 @@ def _without_name(value: Any, name: str) -> Any:
 def compare_runs(whole: Path, killed: Path) -> list[str]:
     """Return where two runs' folders differ: the last checkpoints, the metrics, and every other file."""
     found = []
-    for path in last_checkpoints(whole):
-        other = _newest_version(killed / "checkpoints", path.stem)
-        if other is None:
-            found.append(f"checkpoints/{path.name}: lacking")
-            continue
-        found += differences(checkpoint_content(path, whole), checkpoint_content(other, killed), path.name)
+    theirs = last_checkpoints(killed)
+    for name, path in last_checkpoints(whole).items():
+        if name in theirs:
+            first, second = checkpoint_content(path, whole), checkpoint_content(theirs[name], killed)
+            found += differences(first, second, name)
+        elif name != "last":
+            found.append(f"{name}: not of the last step, or lacking")
     found += differences(read_rows(whole / "metrics.csv"), read_rows(killed / "metrics.csv"), "metrics.csv")
     return found + differences(_other_files(whole), _other_files(killed), "files")
 
 
-def last_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of the last step."""
-    paths = list((folder / "checkpoints").glob("*.ckpt"))
+def last_checkpoints(folder: Path) -> dict[str, Path]:
+    """Return the whole checkpoints of the last step by their names without versions, of each name the newest."""
+    paths = [path for path in (folder / "checkpoints").glob("*.ckpt") if is_whole(path)]
+    paths.sort(key=lambda path: path.stat().st_mtime_ns)
     steps = {path: int(torch.load(path, weights_only=True)["global_step"]) for path in paths}
-    return sorted(path for path, step in steps.items() if step == max(steps.values()))
-
-
-def _newest_version(folder: Path, stem: str) -> Path | None:
-    found = [path for path in folder.glob("*.ckpt") if re.fullmatch(re.escape(stem) + r"(-v\d+)?", path.stem)]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return {re.sub(VERSION, "", path.stem): path for path in paths if steps[path] == max(steps.values())}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
