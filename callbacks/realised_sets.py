@@ -67,6 +67,8 @@ class RealisedSet(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the folder and opens the list of what is written."""
+        if not self.output_dir:  # a folder that the user named may be a link
+            refuse_links(self._folder.parent, (self._folder.name,))
         refuse_links(self._folder, (LISTS, PICTURES, *PLANES))
         with explained(self._folder):
             (self._folder / PICTURES).mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.array_files import map_array
 from datamodules.base import Sample, SampleKey
 from datamodules.compressed_spectra import SpectraDataModule
 from datamodules.images.randomness import sample_rng
@@ -195,7 +196,7 @@ def _check_line(line: Mapping[str | None, Any], spectra: int, place: str) -> Non
 def _opened(path: Path) -> NDArray[np.float16]:
     """Map an array of spectra."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = map_array(path)
     except OSError:
         raise
     except Exception as error:  # numpy hands headers to tokenize and ast, whose errors are of many kinds

@@ -105,13 +105,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def checked_metadata(metadata: dict[str, Any], file: Path) -> dict[str, Any]:
     """Return what a file says beside its tensors, or refuse entries that are no mappings of names."""
     for key in _METADATA:
-        entry = metadata.get(key)
-        if entry is not None and not (
-            isinstance(entry, dict) and all(isinstance(name, str) for name in dict.keys(entry))
-        ):
-            raise ValueError(f"{file}: its `{key}` is no mapping of names: name a file that this project wrote")
-        if entry is not None:
+        if (entry := metadata.get(key)) is None:
+            metadata.pop(key, None)  # also where the file says None
+        elif isinstance(entry, dict) and all(isinstance(name, str) for name in dict.keys(entry)):
             metadata[key] = plain_items(entry)
+        else:
+            raise ValueError(f"{file}: its `{key}` is no mapping of names: name a file that this project wrote")
     return metadata
 
 

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.array_files import map_array
 from datamodules.images.decoding import decode_bytes
 from datamodules.images.errors import UnreadableImageError
 from lightning_modules.functional.plain_json import quoted
@@ -211,7 +212,7 @@ def _load_array(path: str) -> NDArray[Any]:
     filesystem, inner = _filesystem(path) if REMOTE in path else (None, path)
     try:
         if filesystem is None:
-            return np.asarray(np.load(path, mmap_mode="r"))
+            return map_array(path)
         return np.asarray(np.load(io.BytesIO(filesystem.cat_file(inner))))
     except FileNotFoundError:
         raise FileNotFoundError(

@@ -267,7 +267,8 @@ def _export_facts(file: Path) -> dict[str, Any]:
         entries = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA_KEY}")]
         try:
             text = archive.read(entries[0]) if entries else b"{}"
-        except zipfile.BadZipFile as error:
+        # Names that are no text, and an entry that ends early.
+        except (zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:
             raise ValueError(f"{file} is not a whole TorchScript file ({quoted(str(error))}): copy it again") from None
     facts = parse_json(text, f"{file}, {METADATA_KEY}")
     known = ("scaling_w", "scaling_i", "img_size", "attenuation")

@@ -95,7 +95,7 @@ def test_killed_run_resumes_to_the_weights_of_an_unbroken_one(
 @pytest.mark.parametrize(
     ("number", "send"),
     [
-        pytest.param(signal.SIGINT, os.kill, id="Ctrl-C"),
+        pytest.param(signal.SIGINT, os.kill, id="Ctrl-C", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, os.kill, id="SIGTERM", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, os.killpg, id="SIGTERM to the workers too", marks=pytest.mark.slow),
     ],

@@ -334,7 +334,7 @@ def _end(process: int, surroundings: Path, hung: bool) -> tuple[str, str] | None
     hung = hung and not _has_ended(process)
     if hung:
         os.kill(process, signal.SIGABRT)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30  # the machine may be busy
         while not _has_ended(process) and time.monotonic() < deadline:
             time.sleep(0.01)
         with contextlib.suppress(ProcessLookupError):

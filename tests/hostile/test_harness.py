@@ -78,7 +78,7 @@ def test_each_kind_of_failure_is_seen_at_each_reader(kind, tmp_path):
 def test_a_hang_is_seen_and_says_where(tmp_path):
     with pytest.raises(AssertionError, match=r"(?s)\nhang at 1:.*test_harness.py"):
         run_hostile(
-            lambda case, folder: time.sleep(60 * (case == 1)), range(3), seconds=0.2, megabytes=50, sandbox=tmp_path
+            lambda case, folder: time.sleep(60 * (case == 1)), range(3), seconds=1, megabytes=50, sandbox=tmp_path
         )
 
 

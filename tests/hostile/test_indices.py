@@ -7,6 +7,7 @@ import random
 import shutil
 import struct
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 
 import faiss
@@ -95,7 +96,7 @@ def make(case, folder):
     for _ in range(rng.randrange(3)):
         places = [about, about["segments"][0], about["quality"], about["calibration"], about["files"]["000001.faiss"]]
         place = rng.choice(places)
-        place[rng.choice((*place, "new"))] = rng.choice(ODD)
+        place[rng.choice((*place, "new"))] = deepcopy(rng.choice(ODD))
         if not all(isinstance(about[key], dict) for key in ("quality", "calibration", "files")):
             break
         if not isinstance(about["segments"], list) or not isinstance(about["files"].get("000001.faiss"), dict):

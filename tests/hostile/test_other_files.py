@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+from copy import deepcopy
 from functools import lru_cache
 
 import cv2
@@ -36,7 +37,7 @@ def altered(value, rng, times=2):
         while isinstance(place, dict | list) and place:
             key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
             if rng.random() < 0.4 or not isinstance(place[key], dict | list) or not place[key]:
-                place[key] = rng.choice(ODD)
+                place[key] = deepcopy(rng.choice(ODD))
                 break
             place = place[key]
     return value

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,12 +49,12 @@ ENTRIES = (
 def record(rng):
     row = {"index": 0, "path": "a.png", "descriptor_size": 4, "images": {"mask": "images/000000_a_mask.png"}}
     if rng.random() < 0.4:
-        row[rng.choice(("index", "path", "descriptor_size", "images", "new"))] = rng.choice(ODD)
+        row[rng.choice(("index", "path", "descriptor_size", "images", "new"))] = deepcopy(rng.choice(ODD))
     if rng.random() < 0.1:
-        row["images"] = {rng.choice(("mask", "", "../x")): rng.choice(ODD)}
+        row["images"] = {rng.choice(("mask", "", "../x")): deepcopy(rng.choice(ODD))}
     label = {"file_name": "images/000000.png", "width": 4, "height": 4, "text": [{"text": "a"}], "categories": [{}]}
     if rng.random() < 0.4:
-        label[rng.choice((*label, "annotations", "changed_outside"))] = rng.choice(ODD)
+        label[rng.choice((*label, "annotations", "changed_outside"))] = deepcopy(rng.choice(ODD))
     return json.dumps(row | label).encode()
 
 
@@ -75,7 +76,7 @@ def content(name, rng):
         return lines(rng)
     if name.endswith(".f32"):
         return ROW.tobytes() * rng.randrange(4) + b"\0" * rng.choice((0, 0, 1, 7))
-    about = rng.choice(({"fingerprint": "mine"}, {"fingerprint": rng.choice(ODD)}, rng.choice(ODD)))
+    about = rng.choice(({"fingerprint": "mine"}, {"fingerprint": deepcopy(rng.choice(ODD))}, deepcopy(rng.choice(ODD))))
     return json.dumps(about).encode() if rng.random() < 0.9 else b"[" * 50_000
 
 

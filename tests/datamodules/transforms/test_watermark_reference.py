@@ -137,7 +137,7 @@ def test_errors_name_the_place(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no PNG logo in .*reads \*\.png only"):
         ReferenceCompositor.from_folder(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG no more")
-    with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"broken\.png' cannot be read"):
         ReferenceCompositor.from_folder(tmp_path)
     with pytest.raises(ValueError, match="logos is empty"):
         ReferenceCompositor([])
