@@ -85,7 +85,7 @@ def _checked(content: dict[str, Any]) -> Manifest:
     segments = [SegmentFacts(_count(each["number"]), _count(each["rows"])) for each in content["segments"]]
     manifest = Manifest(**content | {"files": files, "segments": segments})
     names = [name for segment in segments for name in names_of(segment.number)]
-    names += [manifest.removed] if manifest.removed else []
+    names += [] if manifest.removed is None else [manifest.removed]
     names += [names_of(0)[0]] if manifest.kind != "flat" else []  # what was learnt, for those that are added
     odd = [name for name in files if not _OURS.fullmatch(name)] + [name for name in names if name not in files]
     if odd:

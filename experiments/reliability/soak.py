@@ -28,7 +28,7 @@ FIT = (
     *("--trainer.logger.save_dir",),
 )
 PREDICT = ("predict", "--data.paths", "procedural://100000000?size=64", "--predictions.output_dir")
-WARM_UP_S = 600  # allocators, caches and workers' pools fill
+WARM_UP_S = 600  # allocators and caches fill, and the first validation starts its workers
 # Flat: over an hour the robust slope stays under these.
 MEMORY_MIB_PER_HOUR = 20.0
 FILES_PER_HOUR = 1.0
@@ -39,6 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.reliability.soak", description=__doc__)
     parser.add_argument("command", choices=("fit", "predict"))
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--warm_up", type=float, default=WARM_UP_S, help="seconds that are left out of the trends")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two readings")
     parser.add_argument("--output", type=Path, required=True, help="folder for the run and the readings")
     asked = parser.parse_args(words)
@@ -57,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if ended_by_itself:
         print(f"the run ended by itself with {code}: see {told}", file=sys.stderr)
         return 1
-    return report(readings, min(WARM_UP_S, seconds / 3), asked.output)
+    return report(readings, min(asked.warm_up, seconds / 3), asked.output)
 
 
 def start(words: Sequence[str], told: Path) -> "subprocess.Popen[bytes]":

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.copy_index.faiss_files import check_lists
-from experiments.copy_index.manifest import MANIFEST, writing
+from experiments.copy_index.manifest import MANIFEST, read_manifest, writing
 from experiments.copy_index.searching import CopyIndex
 from experiments.copy_index.segments import read_faiss, write_flat, write_paths
 from experiments.index import _judge
@@ -185,3 +185,13 @@ def test_a_link_in_the_place_of_a_manifest_is_not_written_through(tmp_path):
     (tmp_path / f"{MANIFEST}.part").symlink_to(tmp_path / "precious")
     with pytest.raises(ValueError, match="is no plain file"), writing(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("named", ["", {}, [], 0, False, "000009.removed"])
+def test_what_names_no_list_of_removed_rows_is_refused(tmp_path, named):
+    files = seeds()["flat"]
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest_of("flat", files) | {"removed": named}))
+    with pytest.raises(ValueError, match="is not the manifest of an index"):
+        read_manifest(tmp_path)
