@@ -34,7 +34,9 @@ class DiffusionFolder(Callback):
             return
         whole = pl_module
         if any(isinstance(part, FSDPModule) for part in pl_module.modules()):
-            whole = type(pl_module)(**pl_module.hparams)
+            # The command keeps notes of its own (`_class_path`, `_instantiator`) among the arguments.
+            arguments = {name: value for name, value in pl_module.hparams.items() if not name.startswith("_")}
+            whole = type(pl_module)(**arguments)
             whole.load_state_dict(weights)
         cast(Any, whole).save_model(self.path or str(Path(folder) / "diffusion"))
 

@@ -29,6 +29,7 @@ from PIL import (
 )
 
 from datamodules.images.errors import UnreadableImageError
+from datamodules.images.tiff_bounds import bound_reads, padded_size, refuse_directory
 
 MAX_PIXELS = 250_000_000  # three times a 100-megapixel camera's back; 750 MB as an array
 LIMIT = "SEALMARK_MAX_PIXELS"
@@ -71,8 +72,8 @@ def read_image(
             narrow that it would have too many pixels at this length is refused.
         mode: channels of the result.
         max_pixels: an image with more pixels is refused by its header, before memory is taken for it; None takes
-            `pixel_limit()`. Decoding takes up to 16 bytes a pixel. Pillow refuses WebP and TIFF above 179 million
-            pixels in any case.
+            `pixel_limit()`. Decoding takes up to 16 bytes a pixel, 24 where the picture is one pixel wide. Pillow
+            refuses WebP and TIFF above 179 million pixels in any case.
 
     Raises:
         UnreadableImageError: the file is missing, forbidden, a folder, empty, no image, cut, damaged or too large.
@@ -126,6 +127,8 @@ def opened_header(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]
         file.seek(0)
         _refuse_long(name, _kind(head), file, pixel_limit())
         with Image.open(file, formats=[kind.upper() for kind in _READERS]) as image:
+            _refuse_large(name, padded_size(image), None, pixel_limit())
+            bound_reads(name, image, file)
             yield image
 
 
@@ -191,6 +194,8 @@ def _decode(
         _refuse_long(path, kind, file, max_pixels)
         image = _READERS[kind](file)
         _refuse_large(path, image.size, target_size, max_pixels)
+        _refuse_large(path, padded_size(image), None, max_pixels)
+        bound_reads(path, image, file)
         if kind == "JPEG":
             file.seek(0)
             data = file.read()
@@ -205,6 +210,8 @@ def _decode(
 
 def _refuse_long(path: str, kind: str | None, file: BinaryIO, max_pixels: int) -> None:
     """A file without end, such as one with holes, must not be read into memory."""
+    if kind == "TIFF":
+        refuse_directory(path, file, BYTES_A_PIXEL * max_pixels)
     if kind not in ("JPEG", "WebP"):
         return
     length = file.seek(0, os.SEEK_END)
