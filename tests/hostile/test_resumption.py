@@ -100,9 +100,9 @@ def make(case, folder):
     out.mkdir()
     for name in rng.sample(ENTRIES, rng.randint(1, 8)):
         path = out / name
-        if path.parent.resolve().is_relative_to(folder.resolve()):
-            # What is in the place of a folder has nothing in it.
-            with contextlib.suppress(FileExistsError, NotADirectoryError, RuntimeError):
+        # What is in the place of a folder has nothing in it; a link may lead to itself.
+        with contextlib.suppress(FileExistsError, NotADirectoryError, RuntimeError):
+            if path.parent.resolve().is_relative_to(folder.resolve()):
                 place(path, name, rng)
     return rng.randrange(6), out
 
@@ -156,7 +156,8 @@ def target(made, folder):
 
 
 def realise(out):
-    callback, trainer = RealisedSet(str(out / "realised")), Trainer(out)
+    # Its own folder in that of a run; one that a user names may be a link.
+    callback, trainer = RealisedSet(), Trainer(out)
     callback.setup(trainer, MODULE, "predict")
     callback.on_predict_start(trainer, MODULE)
     callback.on_predict_end(trainer, MODULE)
