@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 import cv2
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
@@ -302,7 +303,9 @@ class ProvenanceDataModule(LightningDataModule):
         source: ImageSource = self._images
         todo: Sequence[int] = range(len(source))
         if self._excluded:
-            todo = [index for index in todo if source.path(index) not in self._excluded]
+            left = (index for index in todo if source.path(index) not in self._excluded)
+            # An array: workers share its pages, where counting references to a million numbers would copy them.
+            todo = np.fromiter(left, np.int64)  # type: ignore[assignment]
         return DataLoader(
             ReadGuard(PredictionImages(source), self.on_unreadable),
             batch_size=self.eval_batch_size,

@@ -11,12 +11,13 @@ BY_STEPS = ("--trainer.val_check_interval", "5", "--trainer.check_val_every_n_ep
 BY_EPOCHS = ("--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1")
 SEALS = (
     *("--data.size", "32", "--data.val_samples", "4", "--data.test_samples", "4", "--data.batch_size", "2"),
-    *("--data.eval_batch_size", "4", "--data.train_samples", "14"),
+    *("--data.eval_batch_size", "4", "--data.train_samples", "14", "--data.num_workers", "0"),
 )
 TINY = ("--model.backbone", "tiny")
 PICTURES = (
     *("--data.real", "procedural://4000?size=48", "--data.generators", TOYS, "--data.window", "32"),
     *("--data.val_samples", "8", "--data.test_samples", "8", "--data.train_samples", "56", "--data.batch_size", "8"),
+    *("--data.num_workers", "0"),
 )
 CACHED = {
     "model": {
@@ -35,18 +36,7 @@ CACHED = {
         },
     },
 }
-# Distances of sets need more pictures.
-FORGER = (
-    *TINY,
-    "--model.channels",
-    "[8,16]",
-    *SEALS,
-    "--data.val_samples",
-    "24",
-    "--data.test_samples",
-    "24",
-    *BY_STEPS,
-)
+FORGER = (*TINY, "--model.channels", "[8,16]", "--model.eval_draws", "2", *SEALS, *BY_STEPS)
 
 # There is nothing to test of a denoiser alone.
 UNTESTED = ("masksim_denoiser",)
@@ -68,7 +58,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
         *("--data.references", "6", "--data.queries", "6", "--data.background", "4", "--data.eval_resize", "skew_32"),
         *("--data.batch_size", "4", *BY_STEPS),
     ),
-    "masksim": (
+    "masksim_head": (
         "masksim/quickstart.yaml",
         *("--model.generators", "[shuffle,grid8]", "--model.img_size", "32", *PICTURES),
         *("--data.test_views", "[native,jpeg_75]", *BY_STEPS),
@@ -83,7 +73,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "masksim_cache": (
         "masksim/head_from_cache.yaml",
         *("--model.generators", "[shuffle,grid8]", "--model.img_size", "32", "--model.preprocess", "identity"),
-        *("--data.cache", SPECTRA, "--data.batch_size", "4", *BY_EPOCHS),
+        *("--data.cache", SPECTRA, "--data.batch_size", "4", "--data.num_workers", "0", *BY_EPOCHS),
     ),
     "syncseal": (
         "syncseal/quickstart.yaml",

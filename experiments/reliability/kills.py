@@ -325,7 +325,9 @@ def _kill_until_it_ends(runs: Runs, name: str, kills: int, tally: Tally, rng: ra
 def _test(runs: Runs, version: str) -> None:
     if runs.recipe in UNTESTED:
         return
-    last = runs.run_folder(version) / "checkpoints" / f"everystep={runs.steps}.ckpt"
+    from experiments.reliability.run_states import last_checkpoints
+
+    last = last_checkpoints(runs.run_folder(version))[f"everystep={runs.steps}"]
     runs.live([*runs.words("test", f"{version}-test"), "--ckpt_path", str(last)])
 
 

@@ -11,12 +11,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from callbacks.checkpoint_files import is_whole
+
 # They name the run's own folder; what they say beside that is in results.json and in checkpoints.
 OWN_FILES = ("config.yaml", "hparams.yaml", "metrics.csv", "results.csv", "results.md")
-# A state of ModelCheckpoint. It writes last.ckpt right after another file of the same step, and is done with the step
-# if that one is there: after a kill between the two, last.ckpt, and what is said of it, stay those of a step before.
-# `--ckpt_path last` takes the newest file whatever its name.
-OWN_STATES = ("last_model_path",)
+# States of ModelCheckpoint. It writes last.ckpt right after another file of the same step, and is done with the step if
+# that one is there: after a kill between the two, last.ckpt, and what is said of it, stay those of a step before;
+# `--ckpt_path last` takes the newest file whatever its name. The latest score it saves, and does not take back.
+OWN_STATES = ("last_model_path", "current_score")
+# After a damaged file ModelCheckpoint counts versions up, since a file of that name is there.
+VERSION = r"-v\d+"
 
 
 def differences(first: Any, second: Any, path: str = "") -> list[str]:
@@ -46,13 +50,13 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 def checkpoint_content(path: Path, folder: Path) -> Any:
-    """Return all that a checkpoint holds, without the name of the run's folder in paths and what names last.ckpt."""
+    """Return all that a checkpoint holds but `OWN_STATES`, without the name of the run's folder in paths."""
     return _without_name(torch.load(path, weights_only=True), folder.name)
 
 
 def _without_name(value: Any, name: str) -> Any:
     if isinstance(value, str):
-        return re.sub(rf"{VERSION[:-1]}(?=\.ckpt$)", "", value.replace(f"/{name}/", "/"))
+        return re.sub(rf"{VERSION}(?=\.ckpt$)", "", value.replace(f"/{name}/", "/"))
     if isinstance(value, dict):
         kept = {key: entry for key, entry in value.items() if key not in OWN_STATES}
         return {_without_name(key, name): _without_name(entry, name) for key, entry in kept.items()}
@@ -80,7 +84,7 @@ def last_checkpoints(folder: Path) -> dict[str, Path]:
     paths = [path for path in (folder / "checkpoints").glob("*.ckpt") if is_whole(path)]
     paths.sort(key=lambda path: path.stat().st_mtime_ns)
     steps = {path: int(torch.load(path, weights_only=True)["global_step"]) for path in paths}
-    return {re.sub(VERSION, "", path.stem): path for path in paths if steps[path] == max(steps.values())}
+    return {re.sub(f"{VERSION}$", "", path.stem): path for path in paths if steps[path] == max(steps.values())}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

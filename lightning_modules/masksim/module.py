@@ -277,8 +277,9 @@ class MaskSimModule(ProvenanceModule):
             self.log(f"val/loss{name}", values.nanmean().float(), prog_bar=not name, sync_dist=True)
 
     def on_train_start(self) -> None:
-        """Drop a calibration: it is of other weights from here on."""
-        self.calibration = None
+        """Drop a calibration where training begins: it is of other weights from here on."""
+        if self.trainer.global_step == 0:
+            self.calibration = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the calibration with the weights."""
@@ -286,8 +287,9 @@ class MaskSimModule(ProvenanceModule):
             checkpoint["calibration"] = self.calibration.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back the calibration."""
+        """Take back the calibration, or that there was none."""
         super().on_load_checkpoint(checkpoint)
+        self.calibration = None
         self.restore_metadata(checkpoint)
 
     def restore_metadata(self, metadata: Mapping[str, Any]) -> None:

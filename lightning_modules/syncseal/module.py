@@ -233,8 +233,9 @@ class SyncSealModule(ProvenanceModule):
             raise ValueError(f"trainer.precision {self.trainer.precision} overflows in the attenuation: use bf16-mixed")
 
     def on_train_start(self) -> None:
-        """Drop a reliability: it is of other weights from here on."""
-        self.reliability = None
+        """Drop a reliability where training begins: it is of other weights from here on."""
+        if self.trainer.global_step == 0:
+            self.reliability = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set what changes with the epoch."""
@@ -331,8 +332,9 @@ class SyncSealModule(ProvenanceModule):
         checkpoint["calibration"] = {"scaling_w": self.network.scaling_w, "reliability": reliability}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take both back."""
+        """Take both back, or that there was no reliability."""
         super().on_load_checkpoint(checkpoint)
+        self.reliability = None
         self.restore_metadata(checkpoint)
 
     def restore_metadata(self, metadata: Mapping[str, Any]) -> None:

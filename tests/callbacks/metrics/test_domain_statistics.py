@@ -69,7 +69,7 @@ def test_a_resample_counts_samples_as_often_as_drawn():
 def test_resamples_without_pictures_of_a_part_are_left_out():
     rng = np.random.default_rng(0)
     names = ("synthetic/synthetic", "synthetic/realised", "synthetic/real", "realised/realised", "realised/real")
-    features = {name: rng.normal(size=(4, 2)) for name in ("synthetic", "realised", "real")}
+    features = {name: rng.normal(size=(4, 16)) for name in ("synthetic", "realised", "real")}
     folds = np.array([0, 0, 1, 1])
     found = Judged({name: rng.normal(size=4) for name in names}, features, folds, folds[::-1])
     statistics = domain_statistics(found, np.arange(4))

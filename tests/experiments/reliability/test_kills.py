@@ -72,6 +72,18 @@ def test_runs_are_compared_by_checkpoint_rows_and_files(tmp_path, changed, told)
     assert len(compare_runs(whole, killed)) == told, "a version that is counted up is the same checkpoint"
 
 
+def test_runs_are_compared_by_their_newest_checkpoints(tmp_path):
+    same = {"weight": 0.25, "loss": 0.7, "metric": 0.3}
+    whole, killed = write_run(tmp_path / "whole", **same), write_run(tmp_path / "killed0", **same)
+    newest, before = (killed / "checkpoints" / f"step={step}.ckpt" for step in (2, 1))
+    # A kill came after this file and before last.ckpt.
+    (whole / "checkpoints" / "last.ckpt").write_bytes((whole / "checkpoints" / "step=2.ckpt").read_bytes())
+    (killed / "checkpoints" / "last.ckpt").write_bytes(before.read_bytes())
+    assert not compare_runs(whole, killed)
+    damage(newest, random.Random(0))
+    assert compare_runs(whole, killed)[0].startswith("step=2: not of the last step")
+
+
 def test_every_method_is_killed():
     methods = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} - {"env"}
     assert sorted(name for method in methods for name in recipes_of(method)) == sorted(RECIPES)

@@ -194,6 +194,23 @@ def test_weights_and_calibration_travel_in_a_checkpoint(tmp_path):
     assert restored.prediction_fingerprint() != before
 
 
+def test_a_resumed_training_has_the_calibration_of_its_checkpoint(tmp_path):
+    def trained(steps, path=None, **weights):
+        module = MaskSimModule(["rows", "columns"], **SMALL, **OURS, **weights)
+        trainer = Trainer(max_steps=steps, enable_checkpointing=False, **QUIET)
+        trainer.fit(module, loader(batch_of()), ckpt_path=path, weights_only=True)
+        return trainer, module
+
+    trainer, module = trained(1)
+    trainer.save_checkpoint(tmp_path / "without.ckpt")
+    module.calibration = Calibration.fit(np.random.default_rng(0).normal(size=(200, 2)), ["rows", "columns"])
+    trainer.save_checkpoint(tmp_path / "with.ckpt")
+    kept = trained(2, tmp_path / "with.ckpt")[1].calibration
+    np.testing.assert_array_equal(kept.scores, module.calibration.scores)
+    other = trained(2, tmp_path / "without.ckpt", weights=str(tmp_path / "with.ckpt"))[1]
+    assert other.calibration is None, "a calibration came with weights that the checkpoint replaced"
+
+
 def test_a_published_checkpoint_trains_on(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "rows-epoch=01.ckpt"

@@ -37,7 +37,7 @@ def pictures(count=4, size=32):
     return torch.from_numpy(rng.random((count, 3, size, size), np.float32))
 
 
-def fitted(module, tmp_path, steps=1, images=None, epochs=1, callbacks=(), **settings):
+def fitted(module, tmp_path, steps=1, images=None, epochs=1, callbacks=(), ckpt_path=None, **settings):
     images = pictures() if images is None else images
     samples = [{"image": image, "index": torch.tensor(place)} for place, image in enumerate(images)]
     trainer = Trainer(
@@ -53,7 +53,7 @@ def fitted(module, tmp_path, steps=1, images=None, epochs=1, callbacks=(), **set
         **settings,
     )
     # The loader's own seed: its order must not come from the stream that initialised the networks.
-    trainer.fit(module, DataLoader(samples * steps, batch_size=len(samples)))
+    trainer.fit(module, DataLoader(samples * steps, batch_size=len(samples)), ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
@@ -172,6 +172,10 @@ def test_strength_follows_the_epochs_and_travels_with_the_weights(tmp_path):
     again = SyncSealModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
     assert again.values == FEW_VALUES
     assert again.geometric == GeometricSettings()
+    fitted(reread, tmp_path, epochs=5, ckpt_path=tmp_path / "last.ckpt")
+    assert reread.reliability == module.reliability, "a resumed training has that of its checkpoint"
+    fitted(reread, tmp_path)
+    assert reread.reliability is None, "it is not of weights that were trained on"
 
 
 def test_a_published_checkpoint_starts_a_training(tmp_path):
