@@ -17,7 +17,11 @@ MEBI = 1 << 20
 
 @dataclass(frozen=True)
 class Reading:
-    """The sums over all processes at a moment; memory is PSS, which counts a page that is shared once."""
+    """The sums over all processes at a moment.
+
+    Memory is what belongs to the run alone: a page that its processes share counts once, pages of files not at all. PSS
+    as a whole would count a library's page by how many programs on the machine happen to use it at the moment.
+    """
 
     seconds: float
     done: int  # of whatever the run counts: steps, images
@@ -53,10 +57,20 @@ def read_tree(process: psutil.Process, started: float, done: int) -> Reading:
     main = 0
     for one in (process, *process.children(recursive=True)):
         with suppress(*GONE):
-            pss = one.memory_full_info().pss
+            pss = own_memory(one.pid)
             main = main or pss
             memory, files, threads, count = memory + pss, files + one.num_fds(), threads + one.num_threads(), count + 1
     return Reading(time.monotonic() - started, done, memory / MEBI, main / MEBI, files, threads, count)
+
+
+def own_memory(pid: int) -> int:
+    """Return the bytes of a process that no file holds, its shares of what it has in common with others."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+    amounts = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines[1:])}
+    return amounts["Pss_Anon"] + amounts["Pss_Shmem"]
 
 
 def watch(

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from experiments.reliability import million, soak
-from experiments.reliability.process_tree import Reading, trend_of, watch
+from experiments.reliability.process_tree import Reading, own_memory, trend_of, watch
 
 # Holds, or with an argument keeps taking, memory in a child process and open files in itself.
 PROGRAM = """
@@ -91,3 +91,26 @@ def test_an_hour_in_flat_memory(command, tmp_path):
 @pytest.mark.long
 def test_a_million_images_each_once(tmp_path):
     assert million.main(["--output", str(tmp_path)]) == 0
+
+
+def test_memory_is_that_of_the_run_alone(tmp_path):
+    """A mapped file counts nothing, what was allocated counts, what a child shares counts once."""
+    (tmp_path / "large").write_bytes(bytes(48 << 20))
+    program = (
+        "import mmap, os, sys, time\n"
+        f"mapped = mmap.mmap(os.open({str(tmp_path / 'large')!r}, os.O_RDONLY), 0, prot=mmap.PROT_READ)\n"
+        "sum(mapped[::4096])\n"
+        "held = bytearray(b'x' * (32 << 20)); os.fork(); print(1, flush=True); time.sleep(60)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    process = psutil.Process(run.pid)
+    try:
+        assert run.stdout.readline() == run.stdout.readline() == b"1\n"
+        whole = sum(own_memory(one.pid) for one in (process, *process.children())) / (1 << 20)
+        assert 32 < whole < 47
+    finally:
+        for one in (*process.children(), process):
+            one.kill()
+        run.wait()
+    with pytest.raises(psutil.NoSuchProcess):
+        own_memory(run.pid)
