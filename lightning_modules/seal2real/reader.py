@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.base import ProvenanceModule
+from lightning_modules.supervised import SupervisedModule
 
 from .reader_network import BLANK, STEP_PX, ReaderNetwork, decode, encode
 
@@ -27,7 +27,7 @@ class ReadingOutputs(TypedDict):
     """What is printed."""
 
 
-class SealReaderModule(ProvenanceModule):
+class SealReaderModule(SupervisedModule):
     """Reads crops of printed lines by connectionist temporal classification, the likeliest letter at each place.
 
     The paper names the task and says nothing of it; network and loss are ours, and small.
@@ -74,20 +74,6 @@ class SealReaderModule(ProvenanceModule):
         found: Tensor = self.network(image)
         return found
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss."""
-        loss, _ = self._shared_step(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
-        return loss
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> ReadingOutputs:
-        """Log the loss and return what the callbacks read."""
-        return self._evaluation_step(batch, "val")
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> ReadingOutputs:
-        """Log the loss and return what the callbacks read."""
-        return self._evaluation_step(batch, "test")
-
     def _shared_step(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         found = self.forward(batch["image"])
         letters, lengths = encode(batch["text"], self.hparams["alphabet"])
@@ -98,8 +84,6 @@ class SealReaderModule(ProvenanceModule):
         )
         return loss, found
 
-    def _evaluation_step(self, batch: Mapping[str, Any], stage: str) -> ReadingOutputs:
-        loss, found = self._shared_step(batch)
-        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["image"]))
+    def _outputs(self, batch: Mapping[str, Any], found: Tensor) -> ReadingOutputs:
         read = decode(found, batch["width"], self.hparams["alphabet"])
         return {"index": batch["index"], "read": read, "text": batch["text"]}

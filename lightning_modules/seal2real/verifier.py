@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.base import ProvenanceModule
+from lightning_modules.supervised import SupervisedModule
 
 from .verifier_network import VerifierNetwork
 
@@ -24,7 +24,7 @@ class VerificationOutputs(TypedDict):
     """Outline of the seal."""
 
 
-class SealVerifierModule(ProvenanceModule):
+class SealVerifierModule(SupervisedModule):
     """Verifies pairs: the crop of a questioned seal on its page and a specimen of a seal, its clean ink.
 
     The paper names the task and says nothing of it; pairs, network and loss are ours.
@@ -69,30 +69,14 @@ class SealVerifierModule(ProvenanceModule):
         logit: Tensor = self.network(image, reference)
         return logit
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss."""
-        loss, _ = self._shared_step(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
-        return loss
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> VerificationOutputs:
-        """Log the loss and return what the callbacks read."""
-        return self._evaluation_step(batch, "val")
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> VerificationOutputs:
-        """Log the loss and return what the callbacks read."""
-        return self._evaluation_step(batch, "test")
-
     def _shared_step(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         logit = self.forward(batch["image"], batch["reference"])
         return F.binary_cross_entropy_with_logits(logit, batch["authentic"].to(logit.dtype)), logit
 
-    def _evaluation_step(self, batch: Mapping[str, Any], stage: str) -> VerificationOutputs:
-        loss, logit = self._shared_step(batch)
-        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["image"]))
+    def _outputs(self, batch: Mapping[str, Any], found: Tensor) -> VerificationOutputs:
         return {
             "index": batch["index"],
-            "logit": logit.float(),
+            "logit": found.float(),
             "authentic": batch["authentic"].bool(),
             "kind": batch["kind"],
         }

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from lightning_modules.base import ProvenanceModule
 from lightning_modules.exporting import ExportProgram
+from lightning_modules.supervised import SupervisedModule
 from lightning_modules.weights import usable
 
 from .exporting import export_program
@@ -40,7 +40,7 @@ class SegmentationOutputs(TypedDict):
     """The input in [0, 1], (B, 3, H, W)."""
 
 
-class WatermarkSegmentationModule(ProvenanceModule):
+class WatermarkSegmentationModule(SupervisedModule):
     """Segments visible marks; without heads it is the reference's network and loads its released file.
 
     Defaults are ours. The reference: ``encoder=mit_b5``, ``encoder_weights=imagenet``, ``loss=dice``, ``lr=2e-4``,
@@ -156,20 +156,6 @@ class WatermarkSegmentationModule(ProvenanceModule):
             f"{' or '.join(MEANS_OVER_IMAGES)} without heads, more processes, or a larger data.batch_size"
         )
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss."""
-        loss, _ = self._shared_step(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
-        return loss
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> SegmentationOutputs:
-        """Log the loss and return what the callbacks read."""
-        return self._evaluation_step(batch, "val")
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> SegmentationOutputs:
-        """Log the loss and return what the callbacks read."""
-        return self._evaluation_step(batch, "test")
-
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         """Return ``records`` and ``images`` of a batch of images of any sizes."""
         return predict_batch(self.probability, batch, self.inference, self.threshold, self.device)
@@ -230,12 +216,10 @@ class WatermarkSegmentationModule(ProvenanceModule):
             loss = loss + h.color_weight * masked_l1_loss(heads["color"], batch["color"], opacity, total)
         return loss
 
-    def _evaluation_step(self, batch: Mapping[str, Any], stage: str) -> SegmentationOutputs:
-        loss, logits = self._shared_step(batch)
-        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["image"]))
+    def _outputs(self, batch: Mapping[str, Any], found: Tensor) -> SegmentationOutputs:
         return {
             "index": batch["index"],
-            "probability": logits.float().sigmoid(),
+            "probability": found.float().sigmoid(),
             "mask": batch["mask"],
             "ignore": batch["ignore"],
             "family": batch["family"],
