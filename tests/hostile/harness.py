@@ -7,6 +7,7 @@ files left open, processes left behind.
 
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import resource
@@ -197,6 +198,8 @@ def _live(
     writing: int,
 ) -> None:
     _move_in(folder)
+    gc.collect()  # garbage of the parent, let go during an input, would hide what the input takes
+    gc.freeze()
     guard = Guard([folder, folder.parent / "tmp"])
     meter = _Meter()
     resource.setrlimit(resource.RLIMIT_DATA, (meter.data_limit(bounds.megabytes),) * 2)

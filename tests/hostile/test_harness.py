@@ -1,6 +1,7 @@
 """The harness sees what it is for: each kind of failure, by readers written to fail so."""
 
 import ctypes
+import gc
 import os
 import socket
 import subprocess
@@ -73,6 +74,18 @@ def test_each_kind_of_failure_is_seen_at_each_reader(kind, tmp_path):
         if case[0] == kind:
             with pytest.raises(AssertionError, match=rf"\n{kind} at .*\({kind!r}, \d"):
                 run_hostile(target, [case], seconds=20 if kind != "stray" else 0.5, megabytes=20, sandbox=tmp_path)
+
+
+def test_garbage_of_the_parent_hides_no_memory(tmp_path):
+    def reader(case, folder):
+        gc.collect()
+        np.ones(5_000_000)
+
+    ring = [np.ones(8_000_000)]
+    ring.append(ring)
+    del ring
+    with pytest.raises(AssertionError, match="\nmemory at 0"):
+        run_hostile(reader, [0], seconds=20, megabytes=20, sandbox=tmp_path)
 
 
 # Slow, as it goes alone: under the coverage of `make test` the forked process hangs without a stack.
