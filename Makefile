@@ -11,7 +11,7 @@ METHOD ?= watermark_segmentation
 CONSTRAINTS ?= constraints.txt
 RESOLUTION ?= highest
 
-.PHONY: help install quickstart test test-slow test-long lint docs audit hashes format bench clean
+.PHONY: help install quickstart test coverage test-slow test-long lint docs audit hashes format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,8 +36,13 @@ endif
 quickstart: install  ## train, test and predict on embedded data, ending with a picture and a table; or METHOD=sscd, masksim, syncseal, seal2real
 	$(BIN)/python -m experiments.$(METHOD).quickstart
 
-test: install  ## the fast suite on every core, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not long and not gpu" --cov --cov-report=term:skip-covered --goldens $(GOLDENS)
+FAST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not long and not gpu" --goldens $(GOLDENS)
+
+test: install  ## the fast suite on every core
+	$(FAST)
+
+coverage: install  ## the fast suite with the lines that it leaves out; takes half as long again
+	$(FAST) --cov --cov-report=term:skip-covered
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --goldens $(GOLDENS)

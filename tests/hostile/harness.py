@@ -6,6 +6,7 @@ files left open, processes left behind.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import json
@@ -104,6 +105,7 @@ def run_hostile(
     """
     report, bounds = Report(), Bounds(seconds, megabytes, allowed, raw)
     started, first, suspect = time.monotonic(), 0, -1
+    _give_back()  # garbage and the allocator's free memory, which processes inherit, would hide what an input takes
     while first < len(inputs) and len(report.failures) < MOST_FAILURES:
         last = min(first + life, len(inputs))
         patience = seconds * (PATIENCE if suspect == first else 1)
@@ -198,7 +200,6 @@ def _live(
     writing: int,
 ) -> None:
     _move_in(folder)
-    gc.collect()  # garbage of the parent, let go during an input, would hide what the input takes
     gc.freeze()
     guard = Guard([folder, folder.parent / "tmp"])
     meter = _Meter()
@@ -208,6 +209,7 @@ def _live(
         _empty(folder)
         outcome = _judge(target, make, inputs[position], folder, bounds, guard, meter)
         os.write(writing, json.dumps(outcome).encode() + b"\n")
+    _give_back()
     grown = (meter.resident() - at_first) / 1e6
     if grown > bounds.megabytes:
         _quit(f"{grown:.0f} MB more are in use than before")
@@ -369,6 +371,12 @@ def _empty(folder: Path) -> None:
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 os.unlink(entry.path)
+
+
+def _give_back() -> None:
+    """Leave in this process's memory what is in use."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _open_files() -> int:

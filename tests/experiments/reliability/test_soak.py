@@ -100,7 +100,7 @@ def test_memory_is_that_of_the_run_alone(tmp_path):
         "import mmap, os, sys, time\n"
         f"mapped = mmap.mmap(os.open({str(tmp_path / 'large')!r}, os.O_RDONLY), 0, prot=mmap.PROT_READ)\n"
         "sum(mapped[::4096])\n"
-        "held = bytearray(b'x' * (32 << 20)); os.fork(); print(1, flush=True); time.sleep(60)"
+        "held = bytearray(b'x' * (32 << 20)); os.fork(); os.write(1, b'1\\n'); time.sleep(60)"
     )
     run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     process = psutil.Process(run.pid)
