@@ -1,15 +1,16 @@
 # Each target works on a fresh machine with Python >= 3.11 and make alone: it goes through `make install`.
 # uv is used where it is there (seconds), pip where not (minutes).
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 UV := $(shell command -v uv 2>/dev/null)
 GOLDENS ?= tests/goldens
 METHOD ?= watermark_segmentation
 # Other versions than the tested ones, with uv: make install CONSTRAINTS= (newest), and RESOLUTION=lowest-direct (oldest).
 CONSTRAINTS ?= constraints.txt
 RESOLUTION ?= highest
+# They have an environment of their own: an installed version that will do is never replaced by an older one.
+VENV := .venv$(if $(CONSTRAINTS),,-$(RESOLUTION))
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 
 .PHONY: help install quickstart test coverage test-slow test-long lint docs audit hashes format bench clean
 
@@ -27,6 +28,7 @@ ifdef UV
 	@test -x $(BIN)/python || uv venv --quiet --seed --python $(PYTHON) $(VENV)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --resolution $(RESOLUTION) $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
 else
+	@test "$(RESOLUTION)" = highest || { echo "install: RESOLUTION=$(RESOLUTION) needs uv: pip install uv"; exit 1; }
 	@echo "install: with pip (uv would be faster: pip install uv), about 6 GB on disk"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
@@ -58,9 +60,9 @@ lint: install  ## ruff and mypy
 docs: install  ## check the pages: links, named files, commands, and the worked example
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow and not long and not gpu" tests/docs
 
-audit: install  ## licences of all dependencies, and known weaknesses where the service can be reached
+audit: install  ## licences of all dependencies, and known weaknesses where the service can be reached; or fail: AUDIT=--strict
 	@$(BIN)/python -c 'import pip_audit' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) pip-audit || true
-	$(BIN)/python -m experiments.audit
+	$(BIN)/python -m experiments.audit $(AUDIT)
 
 hashes:  ## requirements.hashes.txt: the tested versions with their hashes, for pip install --require-hashes (needs uv)
 	uv pip compile pyproject.toml --constraint constraints.txt --generate-hashes --no-emit-index-url --no-annotate --quiet -o requirements.hashes.txt
@@ -73,4 +75,4 @@ bench: install  ## the speed tables of experiments/benchmarks/README.md
 	$(BIN)/python -m experiments.benchmarks
 
 clean:  ## remove the environment and caches; runs stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache

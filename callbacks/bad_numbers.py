@@ -45,7 +45,7 @@ class BadNumbers(Callback):
         self.skipped = 0
         self._path = Path()
         self._owners: list[tuple[nn.Module, str]] = []
-        self._kept: list[Tensor] = []  # the buffers as they were before the running step
+        self._kept: list[Tensor] | None = None  # the buffers before the running step; None before the first one here
         self._leaving_out = False
         self._batch: Mapping[str, Any] = {}
         self._batch_idx = 0
@@ -59,12 +59,12 @@ class BadNumbers(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what a forward pass may change."""
         self._owners = [(part, name) for part in pl_module.modules() for name, _ in part.named_buffers(recurse=False)]
-        self._kept = []
+        self._kept = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the buffers where a step begins, and what names the batch."""
         # Lightning clears the gradients by the same rule. A run may go on within a step: then nothing is kept yet.
-        if batch_idx % trainer.accumulate_grad_batches == 0 or not self._kept:
+        if batch_idx % trainer.accumulate_grad_batches == 0 or self._kept is None:
             self._leaving_out = False
             self._keep_buffers()
         self._batch, self._batch_idx = batch if isinstance(batch, Mapping) else {}, batch_idx
@@ -162,6 +162,7 @@ class BadNumbers(Callback):
                 # A scaler must see something to look at; it then leaves the step out as any of its own.
                 parameter.grad.fill_(math.nan)
         with torch.no_grad():
+            assert self._kept is not None
             for (part, name), kept in zip(self._owners, self._kept, strict=True):
                 getattr(part, name).copy_(kept)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -172,7 +173,7 @@ class BadNumbers(Callback):
 
     def _keep_buffers(self) -> None:
         buffers = [getattr(part, name) for part, name in self._owners]
-        if not self._kept:
+        if self._kept is None:
             self._kept = [buffer.detach().clone() for buffer in buffers]
             return
         for kept, buffer in zip(self._kept, buffers, strict=True):

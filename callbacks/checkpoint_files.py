@@ -1,25 +1,37 @@
 """Checkpoints on disk: written whole or not at all, kept when the disk is full, and found again after a crash."""
 
 import errno
+import math
 import os
 import sys
+import time
 import zipfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.prediction_files import TEMPORARY_SUFFIX
 from lightning_modules.functional.plain_pickles import load_plain, plain_items
 
 SUFFIX = ".ckpt"
+SAVED = "saved_ns"  # when a checkpoint was saved: a copied file has another time
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # What a checkpoint of Lightning holds beside the weights; one of `save_weights_only` lacks them.
 _STATE_OF_RUN = ("state_dict", "loops", "optimizer_states", "lr_schedulers")
+
+
+@dataclass
+class Unwritten:
+    """A checkpoint for which there was no space: what to tell, and what its save would have removed."""
+
+    told: str
+    held: list[str] = field(default_factory=list)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -30,15 +42,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     may leave zeros. Remote paths go Lightning's way; sharded checkpoints never come here.
 
     Training goes on because only rank 0 writes: an error there would leave the others waiting for it, and space is
-    often made while a run lasts. Until a later save succeeds nothing is removed, and a run whose last save failed must
-    end with `failure`.
+    often made while a run lasts. What a checkpoint replaces is kept until that very one is written or given up, and a
+    run must end with `failure` while one is missing.
     """
 
     def __init__(self) -> None:
-        self.failure = ""  # why the last save did not succeed
         self.last_good = ""
-        self._kept: list[str] = []  # what was to be removed after saves that failed
+        self.unwritten: dict[str, Unwritten] = {}  # by path
+        self._failed = ""  # the last save's path, where it did not succeed
         self._swept: set[Path] = set()
+
+    @property
+    def failure(self) -> str:
+        """Why a checkpoint is missing, and what to do."""
+        return next((each.told for each in reversed(self.unwritten.values())), "")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write the file; where there is no space, say so in a line."""
@@ -49,17 +66,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._sweep(target.parent)
-            write_checkpoint(checkpoint, target)
+            write_checkpoint({**checkpoint, SAVED: time.time_ns()}, target)
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
             self._note_failure(target, checkpoint)
             return
-        self.failure, self.last_good = "", str(target)
-        kept, self._kept = self._kept, []
-        for old in kept:
-            if old != str(target):
-                super().remove_checkpoint(old)
+        self._failed, self.last_good = "", str(target)
+        for each in self.unwritten.values():
+            each.held = [old for old in each.held if old != str(target)]
+        self.settle(str(target))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -78,11 +94,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return plain_items(content)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint; one whose successor could not be written stays until there is a successor."""
-        if self.failure:
-            self._kept.append(str(path))
-        else:
-            super().remove_checkpoint(path)
+        """Remove a checkpoint; one whose successor could not be written stays."""
+        if self._failed and str(path) != self._failed:
+            self.unwritten[self._failed].held.append(str(path))
+            return
+        super().remove_checkpoint(path)
+        self.settle(str(path))
+
+    def settle(self, path: str, keep: Container[str] = ()) -> None:
+        """Wait no longer for a checkpoint: remove what was held for it, but what is to be kept."""
+        left = self.unwritten.pop(path, None)
+        if left is None:
+            return
+        if path == self._failed:
+            self._failed = ""
+        for old in left.held:
+            if old not in keep:
+                super().remove_checkpoint(old)
+                self.settle(old, keep)
 
     def _sweep(self, folder: Path) -> None:
         """Remove what a killed run left half-written, once a folder: a run has its folder for itself."""
@@ -93,9 +122,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def _note_failure(self, target: Path, checkpoint: dict[str, Any]) -> None:
         last_good = self.last_good or newest_checkpoint(target.parent)
-        self.failure = f"no space left to write {target}: " + (
+        told = f"no space left to write {target}: " + (
             f"free some, then go on with --ckpt_path {last_good}" if last_good else "free some and start again"
         )
+        held = self.unwritten.pop(str(target), Unwritten("")).held
+        self.unwritten[str(target)], self._failed = Unwritten(told, held), str(target)
         kept = f"{last_good} stays" if last_good else "there is none yet"
         print(
             f"warning: step {checkpoint.get('global_step')}: no space left for the checkpoint {target}; "
@@ -136,7 +167,7 @@ class Choice:
 
 
 def choose_checkpoint(folders: Iterable[Path]) -> Choice:
-    """Choose the newest whole checkpoint with the state of a run, whatever its name."""
+    """Choose the whole checkpoint with the state of a run that was saved last, whatever its name."""
     passed_over: list[tuple[Path, str]] = []
     for path in _newest_first(folders):
         reason = _obstacle(path)
@@ -177,6 +208,70 @@ def missing_state(path: Path) -> str:
     return ", ".join(missing)
 
 
+class WrittenBest(Callback):
+    """Takes a best checkpoint that could not be written out of the ranking: the ones before it are the best there are.
+
+    `ModelCheckpoint` ranks it before it is saved, and would pass over worse ones that could be saved.
+    """
+
+    def __init__(self, files: AtomicCheckpointIO) -> None:
+        self._files = files
+        self._known: dict[int, dict[str, float]] = {}
+        self._missing: dict[int, set[str]] = {}  # on rank 0, until the next one of the same ranking is written
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look before the next batch, and so before the next save."""
+        self._look(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look before anybody asks for the best checkpoint."""
+        self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        for number, saver in enumerate(trainer.checkpoint_callbacks):
+            if not isinstance(saver, ModelCheckpoint) or "://" in str(saver.dirpath):
+                continue
+            ranking = {path: float(score) for path, score in saver.best_k_models.items()}
+            before = self._known.get(number, {})
+            if ranking != before:  # the same on all ranks; only rank 0 knows what was written
+                found = self._written(number, saver, before, ranking) if trainer.is_global_zero else ranking
+                found = trainer.strategy.broadcast(found)
+                if found != ranking:
+                    _rank(saver, found)
+                self._known[number] = found
+
+    def _written(
+        self, number: int, saver: ModelCheckpoint, before: dict[str, float], ranking: dict[str, float]
+    ) -> dict[str, float]:
+        missing = self._missing.setdefault(number, set())
+        lost = {path for path in ranking if path in self._files.unwritten or not os.path.exists(path)}
+        if missing and ranking.keys() - before.keys() - lost:  # a later one takes the place of those
+            for path in missing:
+                self._files.settle(path, keep=ranking)
+            missing.clear()
+        if not lost:
+            return ranking
+        there = {path: score for path, score in before.items() if os.path.exists(path)}
+        there |= {path: score for path, score in ranking.items() if path not in lost}
+        most = len(there) if saver.save_top_k == -1 else saver.save_top_k
+        best = dict(sorted(there.items(), key=lambda item: item[1], reverse=saver.mode == "max")[:most])
+        for path in lost & self._files.unwritten.keys():
+            self._files.unwritten[path].held = [old for old in self._files.unwritten[path].held if old not in best]
+            missing.add(path)
+        return best
+
+
+def _rank(saver: ModelCheckpoint, ranking: dict[str, float]) -> None:
+    """Make a ranking, best first, that of `ModelCheckpoint`."""
+    saver.best_k_models = {path: torch.tensor(score) for path, score in ranking.items()}
+    first, last = (next(iter(ranking), ""), next(reversed(ranking), ""))
+    saver.best_model_path, saver.best_model_score = first, saver.best_k_models.get(first)
+    is_full = len(ranking) == saver.save_top_k
+    saver.kth_best_model_path = last if is_full else ""
+    worst = torch.tensor(math.inf if saver.mode == "min" else -math.inf)
+    saver.kth_value = saver.best_k_models[last] if is_full else worst
+
+
 class SameCheckpoint(Callback):
     """Refuses to start where the processes of a run have chosen different checkpoints.
 
@@ -202,10 +297,19 @@ def _newest_first(folders: Iterable[Path]) -> Iterator[Path]:
     found = []
     for path in {path for folder in folders for path in folder.glob(f"*{SUFFIX}")}:
         try:
-            found.append((path.stat().st_mtime_ns, path))
+            found.append((_saved(path), path))
         except OSError:  # a link to nothing, or removed just now
             continue
     return (path for _, path in sorted(found, reverse=True))
+
+
+def _saved(path: Path) -> int:
+    """Return when a checkpoint was saved; of one that does not tell, when its file was written."""
+    written = path.stat().st_mtime_ns
+    try:
+        return int(load_plain(path, mapped=True)[SAVED])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError):
+        return written
 
 
 def _obstacle(path: Path) -> str:

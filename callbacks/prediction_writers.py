@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 
 from callbacks.descriptor_files import SIZE_KEY, Floats, RowFile, repair_rows, row_file_beside
@@ -129,6 +130,7 @@ class PredictionWriter(Callback):
     ) -> None:
         """Queues the images of a batch and writes the lines whose images are on disk."""
         assert self._session is not None
+        _forget_indices(trainer)
         for entry in batch.get("skipped", []) if isinstance(batch, Mapping) else []:
             self._session.skipped.append(entry)
         if outputs is None:
@@ -292,6 +294,17 @@ class _Session:
         self.skipped.close()
         if self.rows is not None:
             self.rows.close()
+
+
+def _forget_indices(trainer: Trainer) -> None:
+    """Let go of the indices of all batches so far, which Lightning notes for writers of its own kind alone."""
+    if any(isinstance(callback, BasePredictionWriter) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        return
+    loaders = trainer.predict_dataloaders
+    for loader in loaders if isinstance(loaders, list) else [loaders]:
+        noted = getattr(getattr(loader, "batch_sampler", None), "seen_batch_indices", None)
+        if isinstance(noted, list):
+            noted.clear()
 
 
 def image_prefix(record: Mapping[str, Any], taken: frozenset[int] = frozenset()) -> str:

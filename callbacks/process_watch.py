@@ -224,7 +224,7 @@ class ProcessWatch(Callback):
             killed = f"{where} was ended by {signal.Signals(-code).name}"
             return f"{killed}, most often for want of memory" if code == -signal.SIGKILL else killed
         if waited < 0.9 * self.silence:
-            return f"{where} ended without a word, as one does that is killed for want of memory"
+            return f"{where} ended without a word of ours, as one that aborts or is killed for want of memory"
         return f"{where} has not answered for {waited:.0f} s: it hangs, or its machine or network is gone"
 
     def _stop_too(self, action: Action) -> None:
@@ -237,8 +237,11 @@ class ProcessWatch(Callback):
         if trainer.state.fn in ("validate", "test"):
             self._end(action.line, action.code)
         # In training all processes have agreed to stop already.
-        if trainer.state.fn == "predict" and graceful is not None and graceful.received is None:
-            os.kill(os.getpid(), action.code - 128)
+        if trainer.state.fn != "predict" or graceful is None or graceful.received is not None:
+            return
+        if action.code <= 128:  # by no signal: `sys.exit`
+            self._end(action.line, action.code)
+        os.kill(os.getpid(), action.code - 128)
 
     def _end(self, line: str, code: int, *, stack: bool = False, advice: bool = False, parent: int = 0) -> None:
         """End this process here and now: its network may wait in a collective that nothing can interrupt."""
@@ -315,10 +318,14 @@ def _last_word(word: Word, exception: BaseException) -> Word:
         code = exception.code if isinstance(exception, SystemExit) else 128 + signal.SIGINT
         return replace(word, end="stopped", code=code if isinstance(code, int) else 1)
     if is_from_collective(exception):
-        return replace(word, end="cut off", code=LOST)
+        return replace(word, end="cut off", code=LOST, told=_one_line(exception))
     explained = explain_worker(exception) or exception
-    told = " ".join(str(explained).split()) or type(exception).__name__
-    return replace(word, end="failed", code=2 if isinstance(explained, ValueError | OSError) else 1, told=told)
+    code = 2 if isinstance(explained, ValueError | OSError) else 1
+    return replace(word, end="failed", code=code, told=_one_line(explained))
+
+
+def _one_line(exception: BaseException) -> str:
+    return " ".join(str(exception).split()) or type(exception).__name__
 
 
 def _place(word: Word | None) -> str:

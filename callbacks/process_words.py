@@ -74,7 +74,8 @@ def _end_of_waiting(words: Sequence[Word], mine: Word, cut: Word) -> Action:
     stack = mine.end == ""
     if mine.rank != cut.rank:
         return Action("end", f"rank {mine.rank} ends, as rank {cut.rank} waited for it in vain", LOST, stack)
-    return Action("end", f"the processes live, but waited for each other in vain: {places}", LOST, advice=True)
+    line = f"the processes live, but waited for each other in vain: {places}; rank {cut.rank} was told: {cut.told}"
+    return Action("end", line, LOST, advice=True)
 
 
 def is_from_collective(error: BaseException) -> bool:

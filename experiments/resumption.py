@@ -89,7 +89,8 @@ def take_folder(trainer: Trainer, config: Mapping[str, Any], checkpoint: str | N
     else:
         trainer.callbacks.append(FollowLock(folder, lock))  # type: ignore[attr-defined]
     saved = folder / "config.yaml"
-    inside = fitting and checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents
+    found = config["ckpt_path"] == LAST if fitting else False
+    inside = fitting and checkpoint is not None and (found or folder.resolve() in Path(checkpoint).resolve().parents)
     held = fitting and any((folder / "checkpoints").glob(f"*{SUFFIX}"))
     if held and not inside and config["ckpt_path"] != LAST:
         raise ValueError(

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.plugins import CheckpointIO
 
 from callbacks.bad_numbers import BadNumbers
-from callbacks.checkpoint_files import AtomicCheckpointIO
+from callbacks.checkpoint_files import AtomicCheckpointIO, WrittenBest
 from callbacks.prediction_files import FolderLock
 from callbacks.prediction_writers import PredictionWriter
 from callbacks.process_watch import ProcessWatch
@@ -107,7 +107,9 @@ class SealmarkCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = [each for each in ours if not isinstance(each, ProgressBar)]
         plugins = asked.plugins if isinstance(asked.plugins, list) else [asked.plugins] if asked.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins = [*plugins, AtomicCheckpointIO()]
+            files = AtomicCheckpointIO()
+            plugins = [*plugins, files]
+            self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], WrittenBest(files)]
         trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         # First to begin and, as the others meet in a collective at their end, first to wait for all of them.
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, ProcessWatch))  # type: ignore[attr-defined]

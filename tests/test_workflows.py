@@ -9,7 +9,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-VARIABLES = set(re.findall(r"^([A-Z]+) \??=", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)) | {"LONG"}
+VARIABLES = set(re.findall(r"^([A-Z]+) \??=", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)) | {"LONG", "AUDIT"}
 
 
 def calls_of(job):

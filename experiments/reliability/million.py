@@ -17,12 +17,13 @@ import numpy as np
 import psutil
 
 from callbacks.prediction_files import read_records
-from experiments.reliability.process_tree import Reading, Trend, trend_of, watch
+from experiments.reliability.process_tree import Reading, trend_of, watch
 from experiments.reliability.soak import lines_done, start
 
 COUNT = 1_000_000
 KILLED_AT = (0.3, 0.7)  # of the images
 WARM_UP = 0.2  # of a life's readings
+MOST_GROWTH_MIB = 20.0  # in what is left of a life
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -34,12 +35,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args(words)
     folder: Path = asked.output / "predictions"
+    if folder.exists():
+        parser.error(f"{folder} holds an earlier run: name another --output")
     asked.output.mkdir(parents=True, exist_ok=True)
     command = [
         *("predict", "--data.paths", f"procedural://{asked.count}?size={asked.size}"),
         *("--data.batch_size", "256", "--predictions.save_images", "false", "--predictions.output_dir", str(folder)),
     ]
-    lives: list[Trend] = []
+    wrong = 0
     for number, share in enumerate((*KILLED_AT, None)):
         run = start(command, asked.output / "told.txt")
         limit = asked.count if share is None else int(share * asked.count)
@@ -52,15 +55,16 @@ def main(words: Sequence[str] | None = None) -> int:
         )
         code = _end(run, kill=share is not None)
         kept = readings[int(WARM_UP * len(readings)) :]
-        lives.append(trend_of([each.seconds for each in kept], [each.memory_mib for each in kept]))
-        trend = lives[-1]
+        trend = trend_of([each.seconds for each in kept], [each.memory_mib for each in kept])
+        is_flat = trend.end - trend.start < MOST_GROWTH_MIB
+        wrong += not is_flat or code != (0 if share is None else -signal.SIGKILL)
         print(
             f"life {number + 1}: ended with {code} at {lines_done(folder)} images after {readings[-1].seconds:.0f} s; "
             f"memory {trend.start:.0f} to {trend.end:.0f} MiB, most {trend.most:.0f}, "
-            f"{trend.slope_per_hour:+.1f} MiB an hour",
+            f"{trend.slope_per_hour:+.1f} MiB an hour: {'flat' if is_flat else 'NOT flat'}",
             flush=True,
         )
-    return check(folder, asked.count)
+    return max(check(folder, asked.count), int(wrong > 0))
 
 
 def _reached(limit: int, to_the_end: bool) -> Callable[[Reading], bool]:

@@ -9,6 +9,7 @@ ones need is short.
 import io
 import os
 import pickletools
+import struct
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -42,7 +43,9 @@ _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of tor
 _LEGACY_PICKLES = 5
 _INT64 = 1 << 63
 _SHOWN = 5
-_END_OF_ARCHIVE = 22  # bytes of an archive's last record
+_LAST_RECORD = struct.Struct("<4s4H2LH")  # of an archive: where its directory starts is the last but one number
+_LOCATOR = struct.Struct("<4sLQL")  # before it where numbers may be of 64 bits: of the record below
+_LARGE_RECORD = struct.Struct("<4sQ2H2L4Q")
 
 
 def load_plain(file: Path, *, mapped: bool = False) -> Any:
@@ -92,7 +95,8 @@ def check_archive(file: Path) -> None:
     size = os.path.getsize(file)
     try:
         with zipfile.ZipFile(file) as archive:
-            entries, comment = archive.infolist(), archive.comment
+            entries, comment, start = archive.infolist(), archive.comment, archive.start_dir
+        stated = _stated_directory(file)
     except Exception as error:  # of the many that damaged archives bring forth
         raise ValueError(
             f"{file} is not a whole weight file ({type(error).__name__}): copy or download it again"
@@ -100,10 +104,26 @@ def check_archive(file: Path) -> None:
     read = [entry for entry in entries if "/code/" not in entry.filename]
     if comment or any(entry.compress_type != zipfile.ZIP_STORED for entry in read):
         raise ValueError(f"{file} is refused: its archive is compressed or has a comment, which torch.save never does")
-    if len({entry.filename for entry in entries}) < len(entries):
+    if start != stated:
+        # zipfile looks before the last record, torch where that says: a file could show each its own directory.
+        raise ValueError(f"{file} is refused: its archive's directory is not where it says")
+    # torch does not look at the case of a name.
+    if len({entry.filename.lower() for entry in entries}) < len(entries):
         raise ValueError(f"{file} is refused: an entry of its archive comes twice")
     if sum(entry.file_size for entry in read) > size:
         raise ValueError(f"{file} is refused: its archive claims more bytes than the file has")
+
+
+def _stated_directory(file: Path) -> int:
+    """Return where an archive without a comment says that its directory starts."""
+    with file.open("rb") as stream:
+        stream.seek(-_LAST_RECORD.size - _LOCATOR.size, os.SEEK_END)
+        locator = _LOCATOR.unpack(stream.read(_LOCATOR.size))
+        start: int = _LAST_RECORD.unpack(stream.read(_LAST_RECORD.size))[-2]
+        if locator[0] == b"PK\6\7":
+            stream.seek(locator[2])
+            start = _LARGE_RECORD.unpack(stream.read(_LARGE_RECORD.size))[-1]
+    return start
 
 
 def check_pickle(stream: io.BytesIO, most: int = PICKLE_BYTES) -> Iterator[str]:
@@ -191,7 +211,7 @@ def _odd_names(file: Path, is_archive: bool) -> list[str]:
 def _names(file: Path, is_archive: bool) -> Iterator[str]:
     if is_archive:
         with zipfile.ZipFile(file) as archive:
-            described = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+            described = [entry for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
             if len(described) != 1 or described[0].file_size > PICKLE_BYTES:
                 raise ValueError(f"{len(described)} descriptions of tensors, or one beyond {PICKLE_BYTES >> 20} MiB")
             yield from check_pickle(io.BytesIO(archive.read(described[0])))

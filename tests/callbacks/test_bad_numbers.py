@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
@@ -98,6 +98,28 @@ def test_two_bad_batches_of_one_step_count_once_and_are_both_written_down(tmp_pa
     assert [(line["step"], line["batch_idx"]) for line in lines] == [(1, 2), (1, 3)]
     assert run.callback_metrics["train/skipped_steps"] == bad_numbers.skipped == 1
     assert_same(found, by_hand(2, 1, 2, None))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_module_without_buffers_leaves_out_whole_steps_too(tmp_path, place):
+    faults = [None, None]
+    faults[place] = "sample"
+    bad_numbers = BadNumbers("skip", limit=1)
+    found, _ = fit(tmp_path, faults, bad_numbers, NoBuffers(), accumulate_grad_batches=2)
+    assert bad_numbers.skipped == 1
+    assert float(found["weights"]["weight"]) == 1.0
+
+
+class NoBuffers(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch, batch_idx):
+        return self.weight * batch["x"].sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from callbacks.checkpoint_files import (
     AtomicCheckpointIO,
     SameCheckpoint,
+    WrittenBest,
     batches_done,
     choose_checkpoint,
     is_whole,
@@ -85,12 +86,14 @@ def in_a_fork(program: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def fit(folder: Path, io: AtomicCheckpointIO, *callbacks: Any, steps: int = 6) -> Trainer:
+def fit(
+    folder: Path, io: AtomicCheckpointIO, *callbacks: Any, steps: int = 6, module: LightningModule | None = None
+) -> Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "devices": 1}
     trainer = Trainer(
         accelerator="cpu", default_root_dir=folder, callbacks=list(callbacks), max_steps=steps, plugins=[io], **quiet
     )
-    trainer.fit(Line(), torch.utils.data.DataLoader(torch.ones(20, 1)))
+    trainer.fit(module or Line(), torch.utils.data.DataLoader(torch.ones(20, 1)))
     return trainer
 
 
@@ -100,7 +103,9 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     for step in (1, 2):
         io.save_checkpoint(checkpoint(step), target)
         assert [path.name for path in target.parent.iterdir()] == ["last.ckpt"]
-        torch.testing.assert_close(io.load_checkpoint(target, weights_only=True), checkpoint(step))
+        loaded = io.load_checkpoint(target, weights_only=True)
+        assert loaded.pop("saved_ns") > 1.7e18
+        torch.testing.assert_close(loaded, checkpoint(step))
         assert is_whole(target)
 
 
@@ -249,6 +254,55 @@ def test_a_full_disk_never_leaves_a_run_without_a_checkpoint(
     # What was kept while there was no space is gone again.
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert len(names) == options["save_top_k"] + ("save_last" in options), names
+
+
+class Scored(Line):
+    """Its score at each step is given."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.log("score", self.scores[self.global_step])
+        loss: torch.Tensor = super().training_step(batch, batch_idx)
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "fails"),
+    [
+        ([3.0, 2.0, 1.0, 2.5, 2.7], ["b2"], True),  # worse ones follow: the one before stays
+        ([3.0, 2.0, 1.0, 1.5, 2.7], ["b4"], False),  # one better than that follows
+        ([3.0, 2.0, 1.0, 1.5, 1.25], ["b5"], False),
+    ],
+)
+def test_a_best_that_was_not_written_replaces_nothing(
+    scores: list[float], best: list[str], fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(content: dict[str, Any], target: Path) -> None:
+        if target.stem == "b3":  # then there is space again, for last.ckpt too
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        write_checkpoint(content, target)
+
+    monkeypatch.setattr("callbacks.checkpoint_files.write_checkpoint", write)
+    io = AtomicCheckpointIO()
+    saver = ModelCheckpoint(
+        tmp_path, "b{step}", "score", mode="min", save_last=True, every_n_train_steps=1, auto_insert_metric_name=False
+    )
+    fit(tmp_path, io, saver, WrittenBest(io), steps=len(scores), module=Scored(scores))
+    assert sorted(path.stem for path in tmp_path.glob("*.ckpt")) == [*best, "last"]
+    assert [Path(path).stem for path in saver.best_k_models] == best
+    assert Path(saver.best_model_path).stem == best[0]
+    assert float(saver.best_model_score) == scores[int(best[0][1]) - 1]
+    assert bool(io.failure) is fails
+
+
+def test_a_checkpoint_is_as_old_as_its_save_also_when_it_was_copied(tmp_path: Path) -> None:
+    for step in (1, 2):
+        AtomicCheckpointIO().save_checkpoint(checkpoint(step), tmp_path / f"{step}.ckpt")
+        os.utime(tmp_path / f"{step}.ckpt", ns=(100 - step, 100 - step))
+    assert newest_checkpoint(tmp_path) == tmp_path / "2.ckpt"
 
 
 def test_a_failed_last_save_is_told(

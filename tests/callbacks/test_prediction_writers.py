@@ -363,6 +363,20 @@ def test_memory_does_not_grow_with_the_number_of_inputs(tmp_path):
     assert sum(1 for _ in read_records(tmp_path / "predictions.rank0.jsonl")) == 20_500
 
 
+def test_the_indices_of_batches_that_are_done_are_forgotten(tmp_path, monkeypatch):
+    noted = []
+    real = PredictionWriter.on_predict_batch_end
+
+    def spy(self, trainer, *args):
+        real(self, trainer, *args)
+        noted.append(len(trainer.predict_dataloaders.batch_sampler.seen_batch_indices))
+
+    monkeypatch.setattr(PredictionWriter, "on_predict_batch_end", spy)
+    predict(tmp_path / "out", Painter(), Paths([f"/{i}.png" for i in range(40)]))
+    assert len(noted) >= 10
+    assert max(noted) <= 3
+
+
 def test_images_waiting_to_be_written_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr("callbacks.prediction_writers._PENDING_BYTES", 1000)
     waiting = []

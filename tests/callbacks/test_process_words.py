@@ -39,7 +39,8 @@ def test_an_error_ends_the_others_with_its_line_and_code() -> None:
 
 def test_who_waited_in_vain_tells_the_places_and_who_was_waited_for_its_stack() -> None:
     one, two = (judge(words("cut off", ""), rank) for rank in (0, 1))
-    assert one.line.endswith("waited for each other in vain: rank 0 at step 0 for 3 s, rank 1 at step 1 for 3 s")
+    places = "waited for each other in vain: rank 0 at step 0 for 3 s, rank 1 at step 1 for 3 s"
+    assert one.line.endswith(f"{places}; rank 0 was told: why 0")
     assert (one.code, one.stack, one.advice) == (LOST, False, True)
     assert (two.line, two.code, two.stack) == ("rank 1 ends, as rank 0 waited for it in vain", LOST, True)
 

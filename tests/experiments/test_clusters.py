@@ -43,7 +43,8 @@ if [[ $1 == show ]]; then printf 'here\\nthere\\n'; else echo "$*" >> scontrol.t
 """
 # In place of the command: leaves on SIGUSR1 after its step, as training does; `fail` and `end` are for the other ways.
 COMMAND = """#!/usr/bin/env bash
-trap 'exit 138' USR1
+leave() { if [[ -e slow ]]; then sleep 1; echo saved >> scontrol.txt; fi; exit "$(cat code 2>/dev/null || echo 138)"; }
+trap leave USR1
 echo "${0#"$PWD/"} $*" >> command.txt
 case "$*" in *--fail*) exit 2;; *--end*) exit 0;; esac
 for _ in {1..200}; do sleep 0.05; done
@@ -139,15 +140,45 @@ def test_scripts_are_sound_shell(script: str) -> None:
 def test_job_out_of_time_tells_its_tasks_and_is_queued_again(
     cluster: Callable[..., subprocess.Popen[str]], tmp_path: Path, script: str
 ) -> None:
-    job = cluster(script, "recipe.yaml", tasks=2)
-    wait_for(tmp_path / "started", job)
-    wait_for(tmp_path / "command.txt", job)
-    while len((tmp_path / "command.txt").read_text().splitlines()) < 2:
-        time.sleep(0.02)
+    job = begun(cluster(script, "recipe.yaml", tasks=2), tmp_path)
     job.send_signal(signal.SIGUSR1)
     told = job.communicate(timeout=20)[0]
     assert job.returncode == 138, told
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 4711\n"
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_second_signal_does_not_queue_a_job_that_is_still_saving(
+    cluster: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "slow").touch()
+    job = begun(cluster("train.sbatch", "recipe.yaml", tasks=2), tmp_path)
+    job.send_signal(signal.SIGUSR1)
+    time.sleep(0.3)
+    job.send_signal(signal.SIGUSR1)
+    told = job.communicate(timeout=20)[0]
+    assert job.returncode == 138, told
+    assert (tmp_path / "scontrol.txt").read_text() == "saved\nsaved\nrequeue 4711\n"
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_mistake_after_the_signal_is_not_queued_again(
+    cluster: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "code").write_text("2")
+    job = begun(cluster("train.sbatch", "recipe.yaml", tasks=2), tmp_path)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(20) == 2
+    assert not (tmp_path / "scontrol.txt").exists()
+
+
+def begun(job: subprocess.Popen[str], folder: Path) -> subprocess.Popen[str]:
+    """Return a job whose two processes are at work."""
+    wait_for(folder / "started", job)
+    wait_for(folder / "command.txt", job)
+    while len((folder / "command.txt").read_text().splitlines()) < 2:
+        time.sleep(0.02)
+    return job
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -9,10 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.checkpoint_files import write_checkpoint
 from callbacks.prediction_files import FolderLock
-from experiments.resumption import FollowLock, first_difference
+from callbacks.run_folder import RunFolderLogger
+from experiments.resumption import FollowLock, find_checkpoint, first_difference, take_folder
 
 TRAINING = (
     *("--trainer.max_steps", "4", "--trainer.max_epochs", "-1", "--trainer.limit_train_batches", "1.0"),
@@ -76,6 +79,48 @@ def test_the_same_command_goes_on_behind_damaged_checkpoints(
     for words, reason in refused.items():
         assert sealmark("fit", *TRAINING, *words) == 2
         assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_rows_before_the_checkpoint_stay_wherever_it_lies(elsewhere: bool, tmp_path: Path) -> None:
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            loss: torch.Tensor = self.layer(batch).mean()
+            self.log("train/loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def start(steps: int, width: int) -> None:
+        saver = ModelCheckpoint(tmp_path / "elsewhere" if elsewhere else None, every_n_train_steps=2)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            callbacks=[saver],
+            logger=RunFolderLogger("recipe", save_dir=str(tmp_path / "runs"), version="job-1"),
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+        )
+        lock = FolderLock()
+        try:
+            config = {"ckpt_path": "last", "model": {"width": width}}
+            checkpoint = find_checkpoint(trainer, "last")
+            take_folder(trainer, config, checkpoint, lock)
+            (tmp_path / "runs/recipe/job-1/config.yaml").write_text(yaml.safe_dump(config))
+            trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(20, 1)), ckpt_path=checkpoint)
+        finally:
+            lock.release()
+
+    start(4, 8)
+    start(6, 8)
+    assert [row["step"] for row in rows_of(tmp_path / "runs/recipe/job-1")] == list("012345")
+    with pytest.raises(ValueError, match="was begun with another model"):
+        start(8, 9)
 
 
 def tmp_checkpoint(folder: Path) -> Path:

@@ -278,7 +278,7 @@ def nested(rng):
 def packed_oddly(rng):
     """Archives that unpack to more than they are, or tell things twice."""
     whole = described({"w": Claim(Storage(4))})
-    turn = rng.randrange(7)
+    turn = rng.randrange(8)
     if turn == 0:
         return archive(whole, (("0", b"\0" * (32 << 20)),), zipfile.ZIP_DEFLATED)
     if turn == 1:
@@ -291,8 +291,11 @@ def packed_oddly(rng):
         return archive(whole, more=[(rng.choice(("/etc/evil", "../../evil", "a/../../evil", "a/\0evil")), b"x")])
     if turn == 4:
         return archive(whole, comment=b"PK\x05\x06" + bytes(18))
+    if turn == 5:  # a directory for zipfile and another for torch
+        claims = b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x40\x85R."
+        return archive(claims.ljust(len(whole), b"\0"))[:-22] + archive(whole)
     data = bytearray(archive(whole))
-    if turn == 5:  # sizes in the central directory
+    if turn == 6:  # sizes in the central directory
         place = data.rindex(b"PK\x01\x02")
         data[place + 20 : place + 28] = struct.pack("<II", *(rng.choice((0, 1, 2**31, 2**32 - 1)) for _ in range(2)))
         return bytes(data)

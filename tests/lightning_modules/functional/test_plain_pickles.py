@@ -1,3 +1,6 @@
+import io
+import pickle
+import zipfile
 from argparse import Namespace
 
 import pytest
@@ -38,3 +41,33 @@ def test_what_checkpoints_hold_is_read_as_torch_reads_it(tmp_path, new, mapped):
 def test_an_archive_of_torch_passes(tmp_path):
     torch.save({"w": torch.zeros(5)}, tmp_path / "w.pt")
     check_archive(tmp_path / "w.pt")
+
+
+CLAIM = b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x10\x85R."  # a bytearray of 256 MiB
+
+
+def archive(description, name="a/data.pkl"):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        for entry, content in ((name, description), ("a/byteorder", b"little"), ("a/version", b"3\n")):
+            file.writestr(entry, content)
+    return stream.getvalue()
+
+
+def test_an_archive_with_a_directory_for_each_reader_is_refused(tmp_path):
+    """Both have one layout: the last record leads zipfile to the second directory, and torch to the first."""
+    claiming = archive(CLAIM + bytes(40 - len(CLAIM)))
+    plain = archive(pickle.dumps({}, 2).ljust(40, b"\0"))
+    (tmp_path / "w.ckpt").write_bytes(claiming[:-22] + plain)
+    assert zipfile.ZipFile(tmp_path / "w.ckpt").read("a/data.pkl").startswith(pickle.dumps({}, 2))
+    with pytest.raises(ValueError, match="its archive's directory is not where it says"):
+        load_plain(tmp_path / "w.ckpt")
+
+
+def test_torch_finds_names_whatever_their_case(tmp_path):
+    stream = io.BytesIO(archive(CLAIM, "a/DATA.pkl"))
+    with zipfile.ZipFile(stream, "a") as file:
+        file.writestr("a/b/data.pkl", pickle.dumps({}, 2))
+    (tmp_path / "w.ckpt").write_bytes(stream.getvalue())
+    with pytest.raises(ValueError, match="2 descriptions of tensors"):
+        load_plain(tmp_path / "w.ckpt")
