@@ -104,6 +104,8 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             text = f"no space left to write {path}: free some and start again with the same output folder"
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+            text = f"cannot write {path}: a file is on the way to it; name another folder"
         else:
             text = f"cannot write {path}: {error.strerror or error}"
         explanation = OSError(text)

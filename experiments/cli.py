@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -23,7 +24,7 @@ Train, evaluate, run and export methods of image provenance.
   test       score its test split:   sealmark test --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
   predict    run on your images:     sealmark predict --data.paths FOLDER
   export     write one self-contained file (torchscript, onnx, pt2) and check it
-  prepare    prepare data: manifests, drawn images as files, test sets and cached spectra
+  prepare    prepare data: manifests, drawn images, seals, SA-1B shards, test sets, cached spectra
   index      find copies: build, add to, search or calibrate an index of descriptors
   compare    two test runs on the same data: differences with paired intervals
 
@@ -48,15 +49,19 @@ def main(args: Sequence[str] | None = None) -> int:
     command = _find_command(words[0])
     if command is None:
         return _fail(f"unknown command '{words[0]}': use one of {', '.join((*TRAINER_COMMANDS, *TOOLS))}")
+    return answer(partial(command, words))
+
+
+def answer(program: Callable[[], int | None]) -> int:
+    """Run a program and return its exit code; what a user can cause is answered in one line."""
     try:
-        command(words)
+        return program() or 0
     except (ValueError, OSError) as error:
         if os.environ.get("SEALMARK_DEBUG"):
             raise
         return _fail(f"{_one_line(error)}  [SEALMARK_DEBUG=1 shows the traceback]")
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", code=130)
-    return 0
 
 
 def _find_command(name: str) -> Callable[[list[str]], None] | None:
@@ -93,6 +98,8 @@ def _run_tool(words: list[str]) -> None:
 
 def _one_line(error: BaseException) -> str:
     text = str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename and error.errno:
+        text = f"{error.filename}: a file is there, or on the way to it, where a folder is needed; name another place"
     if "against any of the Union" in text:  # jsonargparse's, around what a class said of its arguments
         text = import_module("experiments.one_line").condense(text)
     # Text of a file must not reach the terminal as control characters.

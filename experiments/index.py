@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from callbacks.prediction_files import TEMPORARY_SUFFIX, explained
+from experiments.one_line import check_at_least
 
 if TYPE_CHECKING:
     from experiments.copy_index.calibration import Judge
@@ -131,6 +132,7 @@ def calibrate(index: Path, descriptors: list[Path] | Path, pairs: Path, matches:
         pairs: CSV (query,reference) or JSON Lines ({"query": …, "reference": …}) of all true pairs, by path.
         matches: Candidates a query.
     """
+    check_at_least(1, matches=matches)
     from experiments.copy_index.calibration import PrecisionCurve, read_pairs
     from experiments.copy_index.searching import CopyIndex
     from experiments.copy_index.writing import set_calibration

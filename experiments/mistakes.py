@@ -1,6 +1,7 @@
 """What a user can do about errors that come from deep inside Lightning or torch."""
 
 import pickle
+import re
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,6 +15,7 @@ EXPLAINED = (
     *(MisconfigurationException, pickle.UnpicklingError, RuntimeError, EOFError, KeyError),
     *(TypeError, AttributeError, IndexError, ArithmeticError),
 )
+MOST_REASONS = 3  # of why a checkpoint does not fit
 RESTORING = "checkpoint_connector"  # Lightning's module that hands a checkpoint to the parts of a run
 UNREADABLE = ("PytorchStreamReader", "TorchScript archive")
 # Of Lightning, for files without its own entries and for those of `save_weights_only`.
@@ -60,10 +62,10 @@ def _explain_setting(told: str) -> str:
 
 def _explain_checkpoint(error: Exception, told: str, checkpoint: str | Path) -> Exception:
     if "loading state_dict" in told:
-        reasons = [line.strip() for line in told.splitlines()[1:]]
+        reasons = "; ".join(_gist(line.strip()) for line in told.splitlines()[1 : 1 + MOST_REASONS])
         return ValueError(
-            f"checkpoint '{checkpoint}' does not fit the model of this config ({len(reasons)} keys, first: "
-            f"{reasons[0]}): use the config.yaml of the run that made it"
+            f"checkpoint '{checkpoint}' does not fit the model of this config ({reasons}): use the config.yaml of the "
+            "run that made it"
         )
     unreadable = isinstance(error, pickle.UnpicklingError | EOFError) or any(text in told for text in UNREADABLE)
     if not unreadable and not (isinstance(error, KeyError) and any(text in told for text in WEIGHTS_ONLY)):
@@ -77,6 +79,13 @@ def _explain_checkpoint(error: Exception, told: str, checkpoint: str | Path) -> 
         f"checkpoint '{checkpoint}' holds weights only, not the state of a run: "
         f"give it as --model.weights instead of --ckpt_path"
     )
+
+
+def _gist(reason: str) -> str:
+    """Shorten one of torch's reasons, which can list a thousand keys."""
+    kind, _, listed = reason.partition(" key(s) in state_dict: ")
+    keys = re.findall(r'"([^"]+)"', listed)
+    return f"{len(keys)} {kind.lower()}, first {keys[0]}" if keys else reason.rstrip(". ")[:300]
 
 
 def _is_restoring(error: Exception) -> bool:

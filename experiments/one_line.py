@@ -21,6 +21,8 @@ TRIED_TYPES = (
     "Given value",
 )
 
+# Of one command's config.yaml, which another command does not know.
+OTHER_COMMANDS = ("option 'verbose'", "option 'return_predictions'")
 MOST_CHARACTERS = 1500  # a line that is longer quotes what somebody mistook for a value
 
 
@@ -50,7 +52,10 @@ class OneLineParser(ArgumentParser):
         """Print the mistake in one line and exit with 2."""
         if os.environ.get("SEALMARK_DEBUG") and ex is not None:
             raise ex
-        print(f"sealmark: error: {condense(message)}", file=sys.stderr)
+        told = condense(message)
+        if any(text in told.lower() for text in OTHER_COMMANDS):
+            told += ": the config is of a validate, test or predict run; use the config.yaml of the training"
+        print(f"sealmark: error: {told}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -61,3 +66,10 @@ def condense(message: str) -> str:
     # Nor may a file's text reach the terminal as control characters.
     text = "".join(mark if mark.isprintable() else "?" for mark in ": ".join(told or lines))
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} …"
+
+
+def check_at_least(least: int, **given: int | None) -> None:
+    """Refuse a number that is too small; None, where it is allowed, is no number."""
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")

@@ -11,6 +11,7 @@ from PIL import Image
 from datamodules.images.errors import UnreadableImageError
 from datamodules.images.randomness import sample_rng
 from datamodules.images.sources import open_images
+from experiments.one_line import check_at_least
 from experiments.prepare_masksim import masksim
 from experiments.prepare_sa1b import sa1b
 from experiments.prepare_seals import seals
@@ -26,6 +27,8 @@ def manifest(images: str, output: Path) -> None:
         images: Folder, manifest or file.
         output: The CSV file to write: path, width, height.
     """
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a folder: name the CSV file to write")
     source, bad = open_images(images), 0
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(output.name + ".partial")
@@ -56,6 +59,7 @@ def drawn(output: Path, count: int = 100, size: int = 512, what: Literal["scenes
     from datamodules.images.procedural import draw_scene
     from datamodules.transforms.marks import draw_mark
 
+    check_at_least(1, count=count, size=size)
     output.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         rng = sample_rng(0, 0, index)

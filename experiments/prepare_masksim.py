@@ -19,6 +19,7 @@ from datamodules.images.listing import ImageListing
 from datamodules.images.randomness import sample_rng
 from datamodules.spectra_sets import TEST_FOLDERS
 from datamodules.transforms.spectrum_reference import LEAST_QUALITY, TOP_QUALITY, central_offset, read_plain
+from experiments.one_line import check_at_least
 
 ENDINGS = {"jpeg": ".jpg", "webp": ".webp", "png": ".png"}
 Codec = Literal["jpeg", "webp", "png"]
@@ -74,6 +75,7 @@ def masksim(
         raise ValueError("nothing to prepare: name --raise_images, --synthbuster or both")
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"--quality must lie in 1 to 100, got {quality}")
+    check_at_least(1, window=window, workers=workers)
     folder = output / "processed_data" / folder_name(codec, quality)
     jobs = list(find_jobs(raise_images, synthbuster, folder, codec, quality, window, seed))
     todo = [job for job in jobs if not job.target.is_file()]

@@ -3,9 +3,11 @@
 import csv
 import shlex
 import sys
-from collections.abc import Mapping
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from experiments.cli import answer
 from experiments.trainer_cli import SealmarkCLI, run
 
 Results = Mapping[tuple[str, str], tuple[float, float, float]]
@@ -36,3 +38,9 @@ def read_results(folder: Path) -> Results:
 def shown(figure: tuple[float, float, float] | None) -> str:
     """Return a figure with its interval, as a cell of a table."""
     return "not measured" if figure is None else f"{figure[0]:.3f} ({figure[1]:.3f} to {figure[2]:.3f})"
+
+
+def run_without_options(program: Callable[[], int | None], about: str | None) -> int:
+    """Run a program that takes no options, or tell what it does; return its exit code."""
+    ArgumentParser(description=about, formatter_class=RawDescriptionHelpFormatter).parse_args()
+    return answer(program)

@@ -88,7 +88,10 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         metadata = {}
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not tensors:
-        raise ValueError(f"{file} holds no tensors: expected a state_dict or a Lightning checkpoint")
+        keys = ", ".join(quoted(str(key)) for key in list(content)[:3]) or "nothing"
+        raise ValueError(
+            f"{file} holds no tensors by name (but {keys}): expected a state_dict or a Lightning checkpoint"
+        )
     return tensors, metadata
 
 

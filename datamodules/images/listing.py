@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+PREDICTIONS = b"predictions.rank0.jsonl"  # beside the pictures that `sealmark predict` made of others
 MOST_WAYS = 1000  # to one folder, by links: links to one another make a tree that doubles at every level
 CACHED_FROM = 10_000  # below this a scan takes less time than a user notices
 
@@ -59,7 +60,7 @@ class ImageListing(Sequence[str]):
         """Lists every image below the roots once, in byte order of the paths, on any file system.
 
         Folders are searched recursively, through linked folders but not in circles; hidden names are skipped. A
-        sub-folder that may not be listed, has vanished or lies too deep is left out, with a warning.
+        sub-folder that may not be listed, has vanished, lies too deep or holds predictions is left out, with a warning.
         A file named as a root is taken whatever its extension. Listings of `CACHED_FROM` paths and more are
         cached; a cached one is used while no visited folder has a new time stamp.
 
@@ -322,7 +323,7 @@ def _walk(root: bytes, suffixes: tuple[bytes, ...], visited: list[_Folder]) -> I
             below = os.path.join(folder, name[:-1])
             try:
                 branch.append(_enter(below, above, suffixes, visited, ways))
-            except (PermissionError, FileNotFoundError, NotADirectoryError, _TooDeepError) as error:
+            except (PermissionError, FileNotFoundError, NotADirectoryError, _LeftOutError) as error:
                 warnings.warn(f"images are left out: {error}", stacklevel=2)
                 # A permission given later changes no time stamp; one of now keeps the scan out of the cache.
                 visited.append(_Folder(below, time.time_ns(), 0))
@@ -347,7 +348,10 @@ def _enter(
             names = sorted(_wanted_names(entries, suffixes))
     except OSError as error:
         line = f"cannot list folder {_quoted([folder])}: {error.strerror}; correct its permissions or the path"
-        raise (_TooDeepError if error.errno == errno.ENAMETOOLONG else type(error))(line) from error
+        raise (_LeftOutError if error.errno == errno.ENAMETOOLONG else type(error))(line) from error
+    if above and os.path.lexists(os.path.join(folder, PREDICTIONS)):
+        # Or a folder of images with its predictions inside would grow with every start.
+        raise _LeftOutError(f"folder {_quoted([folder])} holds predictions; name it itself to read it")
     ways[identity] += 1
     if ways[identity] > MOST_WAYS:
         raise OSError(f"links lead to folder {_quoted([folder])} in more than {MOST_WAYS} ways; remove some")
@@ -372,8 +376,8 @@ def _is_folder(entry: "os.DirEntry[bytes]") -> bool:
         return False
 
 
-class _TooDeepError(OSError):
-    """A path is longer than the system takes."""
+class _LeftOutError(OSError):
+    """A sub-folder whose path is longer than the system takes, or which is not of images to read."""
 
 
 def _quoted(names: Iterable[bytes]) -> str:

@@ -1,5 +1,7 @@
 """`make bench`: every benchmark, one after the other."""
 
+import sys
+
 from experiments.benchmarks import (
     augmentation,
     bad_numbers,
@@ -18,6 +20,7 @@ from experiments.benchmarks import (
     sync_step,
     views,
 )
+from experiments.steps import run_without_options
 
 SEGMENTATION = (compositing, decoding, predicting)
 COPIES = (views, copy_loss, retrieval)
@@ -26,6 +29,13 @@ SYNCHRONISATION = (augmentation, sync_embedding, sync_step, sync_setups)
 SEALS = (seal_documents, seal_prompts, seal_forging)
 RUNS = (bad_numbers,)
 
-for benchmark in (*SEGMENTATION, *COPIES, *SPECTRA, *SYNCHRONISATION, *SEALS, *RUNS):
-    print(f"\n{benchmark.__name__}")
-    benchmark.main([])
+
+def main() -> None:
+    """Run them all."""
+    for benchmark in (*SEGMENTATION, *COPIES, *SPECTRA, *SYNCHRONISATION, *SEALS, *RUNS):
+        print(f"\n{benchmark.__name__}")
+        benchmark.main([])
+
+
+if __name__ == "__main__":
+    sys.exit(run_without_options(main, __doc__))

@@ -28,6 +28,7 @@ from datamodules.images.manifests import read_manifest
 from datamodules.spectra_cache import ABOUT_FILE, COLUMNS, INDEX_FILE, SPECTRA_FILE, SpectraArray, read_index
 from datamodules.spectra_sets import REAL
 from experiments.cache_spectra import write_spectra
+from experiments.cli import answer
 from experiments.export import load_module
 from experiments.steps import Results, log_dir, run_step, shown
 from lightning_modules.functional.detection import binomial_interval
@@ -235,4 +236,4 @@ def _number(text: str) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(answer(main))

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from callbacks.detection_calibration import CHECKPOINT
 from callbacks.figures import Picture
 from datamodules.compressed_spectra import CompressedSpectraDataModule
-from experiments.steps import Results, log_dir, read_results, run_step, shown
+from experiments.steps import Results, log_dir, read_results, run_step, run_without_options, shown
 
 CONFIG = Path("configs/masksim/quickstart.yaml")
 # Scenes of a seed that nothing else draws from.
@@ -105,4 +105,4 @@ def _cell(record: Mapping[str, object], predictions: Path) -> Picture:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_without_options(main, __doc__))

@@ -23,6 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO
 
+from experiments.cli import answer
 from experiments.reliability.kill_recipes import CACHED, CONFIGS, RECIPES, SPECTRA, UNTESTED, recipes_of, words_of
 
 # How often a kill is aimed at what takes little of a life; else at any moment of the training.
@@ -396,4 +397,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(main))

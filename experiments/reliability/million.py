@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 
 from callbacks.prediction_files import read_records
+from experiments.cli import answer
 from experiments.reliability.process_tree import Reading, trend_of, watch
 from experiments.reliability.soak import lines_done, start
 
@@ -91,4 +92,4 @@ def check(folder: Path, count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(main))

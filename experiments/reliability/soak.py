@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from callbacks.prediction_files import count_lines
+from experiments.cli import answer
 from experiments.reliability.process_tree import Reading, Trend, trend_of, watch
 
 SEGMENTATION = "configs/watermark_segmentation"
@@ -106,4 +107,4 @@ def is_flat(trends: dict[str, Trend]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(main))

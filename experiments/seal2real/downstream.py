@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.cli import answer
 from experiments.compare import RunResults, differences
 from experiments.prepare_seals import seals
 from experiments.steps import Results, log_dir, read_results, run_step, shown
@@ -133,4 +134,4 @@ def difference_from_plain(task: Task, found: Mapping[tuple[str, str], RunFigures
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(answer(main))

@@ -27,6 +27,7 @@ from datamodules.images.sources import ImageSource, open_images
 from datamodules.transforms.documents.samples import DocumentSettings, Domain, draw_document
 from datamodules.transforms.recut import cut, square_around
 from datamodules.transforms.seals.designs import SealSettings
+from experiments.cli import answer
 from experiments.steps import shown
 from lightning_modules.functional.detection import Ranking
 
@@ -255,4 +256,4 @@ def _fitted(square: Pixels, size: int) -> Pixels:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(answer(main))

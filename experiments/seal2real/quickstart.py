@@ -20,7 +20,7 @@ from datamodules.seal_predictions import PREDICT_FROM
 from datamodules.seal_sources import split_seed
 from datamodules.transforms.documents.samples import DocumentSettings, Domain, draw_document
 from datamodules.transforms.documents.views import Square, around, seen
-from experiments.steps import Results, log_dir, read_results, run_step, shown
+from experiments.steps import Results, log_dir, read_results, run_step, run_without_options, shown
 from experiments.trainer_cli import SealmarkCLI
 
 RECIPES = Path("configs/seal2real")
@@ -132,4 +132,4 @@ def within(square: Square, size: int) -> Square:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_without_options(main, __doc__))

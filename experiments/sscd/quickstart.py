@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from experiments.compare import RunResults, as_markdown, differences
-from experiments.steps import Results, log_dir, read_results, run_step, shown
+from experiments.steps import Results, log_dir, read_results, run_step, run_without_options, shown
 
 CONFIG = Path("configs/sscd/quickstart.yaml")
 BASELINES = Path("configs/sscd/baselines")
@@ -57,4 +57,4 @@ def leads(folders: list[Path]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_without_options(main, __doc__))

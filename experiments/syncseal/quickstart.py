@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from experiments.steps import Results, log_dir, read_results, run_step, shown
+from experiments.steps import Results, log_dir, read_results, run_step, run_without_options, shown
 from lightning_modules.functional.geometry import unwarp
 from lightning_modules.functional.pixels import to_picture, to_unit
 from lightning_modules.functional.sample_draws import SampleDraws
@@ -97,4 +97,4 @@ def _titles(width: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_without_options(main, __doc__))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from callbacks.figures import Picture, outline, panel, truth_picture
 from datamodules.base import ProvenanceDataModule, SampleKey
-from experiments.steps import log_dir, run_step
+from experiments.steps import log_dir, run_step, run_without_options
 from lightning_modules.watermark_segmentation.module import WatermarkSegmentationModule
 
 CONFIG = Path("configs/watermark_segmentation/quickstart.yaml")
@@ -96,4 +96,4 @@ def _shown(values: dict[str, float], metric: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_without_options(main, __doc__))

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,16 @@ def test_checkpoint_of_another_network_is_refused(
     assert sealmark("fit") == 0
     checkpoint = next(tmp_path.glob("runs/**/last.ckpt"))
     told = error("test", "--model.decoder_channels", "[16,12,8,8,8]", "--ckpt_path", checkpoint)
-    assert "size mismatch" in told or "does not fit" in told
+    assert "does not fit the model of this config (size mismatch for " in told
+    assert len(told) < 1500
+    told = error("test", "--model.encoder", "resnet18", "--ckpt_path", checkpoint)
+    assert re.search(
+        r"\(\d+ missing, first \S+; \d+ unexpected, first \S+?(; size .*)?\): use the config.yaml of", told
+    )
+    predicted = checkpoint.parents[1] / "config.yaml"
+    predicted.write_text(predicted.read_text() + "verbose: true\n")
+    told = error("fit", "--config", predicted, recipe=())
+    assert "option 'verbose': the config is of a validate, test or predict run; use" in told
 
 
 def test_missing_checkpoint_names_the_file(error: Callable[..., str]) -> None:
@@ -261,6 +271,14 @@ def test_our_progress_bar_gives_way(sealmark: Callable[..., int], capsys: pytest
         (("prepare", "paint"), "paint"),
         (("export", "--out", "x.onnx"), "--out"),
         (("export", "--output", "x", "--format", "gif"), "gif"),
+        (("prepare", "drawn", "--output", "x", "--count", "-5"), "--count must be at least 1, got -5"),
+        (
+            ("prepare", "masksim", "--output", "x", "--raise_images", "p", "--window", "0"),
+            "--window must be at least 1",
+        ),
+        (("index", "calibrate", "--index", "x", "--descriptors", "y", "--pairs", "z", "--matches", "-3"), "--matches"),
+        (("prepare", "drawn", "--output", __file__), "a file is there, or on the way to it"),
+        (("prepare", "manifest", "--images", "x", "--output", "."), ". is a folder: name the CSV file"),
     ],
 )
 def test_mistakes_with_tools_are_one_line(

@@ -133,6 +133,17 @@ def test_forbidden_sub_folder_is_left_out_with_one_line(tmp_path, forbid):
     assert "\n" not in str(caught[0].message)
 
 
+def test_predictions_below_a_folder_are_not_its_images(tmp_path):
+    made = tmp_path / "out"
+    (made / "images").mkdir(parents=True)
+    for path in (tmp_path / "a.png", made / "images" / "a_mask.png"):
+        path.touch()
+    (made / os.fsdecode(listing_module.PREDICTIONS)).touch()
+    with pytest.warns(UserWarning, match=r"left out: folder '.*out' holds predictions; name it itself"):
+        assert list(ImageListing.scan(tmp_path)) == [str(tmp_path / "a.png")]
+    assert list(ImageListing.scan(made)) == [str(made / "images" / "a_mask.png")]
+
+
 def test_a_folder_with_a_broken_disk_is_an_error(tmp_path, monkeypatch):
     _touch(tmp_path, "a.png", "sub/b.png")
     real = os.scandir
