@@ -115,6 +115,7 @@ class Trainer(SimpleNamespace):
         self.default_root_dir, self.callbacks, self.predict_loop = str(out), [], SimpleNamespace()
         self.strategy = SimpleNamespace(barrier=lambda _: None, broadcast=lambda value: value)
         self.datamodule = SimpleNamespace(exclude_from_prediction=lambda done: [path.encode() for path in done])
+        self.predict_dataloaders = None
 
 
 MODULE = SimpleNamespace(prediction_fingerprint=lambda: "mine", hparams={})
