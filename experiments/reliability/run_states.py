@@ -11,14 +11,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from callbacks.checkpoint_files import is_whole
+from callbacks.checkpoint_files import SAVED, is_whole
 
 # They name the run's own folder; what they say beside that is in results.json and in checkpoints.
 OWN_FILES = ("config.yaml", "hparams.yaml", "metrics.csv", "results.csv", "results.md")
 # States of ModelCheckpoint. It writes last.ckpt right after another file of the same step, and is done with the step if
 # that one is there: after a kill between the two, last.ckpt, and what is said of it, stay those of a step before;
 # `--ckpt_path last` takes the newest file whatever its name. The latest score it saves, and does not take back.
-OWN_STATES = ("last_model_path", "current_score")
+# And when a file was saved.
+OWN_STATES = ("last_model_path", "current_score", SAVED)
 # After a damaged file ModelCheckpoint counts versions up, since a file of that name is there.
 VERSION = r"-v\d+"
 

@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def write_run(folder, weight, loss, metric):
     for step, value in ((1, 0.5), (2, weight)):
         path = f"runs/{folder.name}/checkpoints/step={step}.ckpt"
         state = {"global_step": step, "state_dict": {"w": torch.tensor(value)}, "callbacks": {"best": path}}
+        state["saved_ns"] = time.time_ns()
         torch.save(state, folder / "checkpoints" / f"step={step}.ckpt")
     (folder / "metrics.csv").write_text(f"step,loss\n1,0.5\n2,{loss}\n")
     (folder / "results.json").write_text(f'{{"checkpoint": "{folder.name}", "results": [{metric}]}}')
